@@ -1,0 +1,375 @@
+"""Every noun of unvanish: frozen plain data, standard library only.
+
+A stage of the pipeline receives the previous stage's value and returns one of these.  All logarithms are
+natural (nats).  Three things are kept apart everywhere: ``None`` is "not observed", ``-inf`` is "exactly
+zero", NaN is "not a number was measured".
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+SCHEMA = 1
+
+Kind = Literal[
+    "linear",
+    "convolution",
+    "recurrent",
+    "attention",
+    "activation",
+    "softmax",
+    "normalization",
+    "embedding",
+    "merge",
+    "loss",
+    "other",
+]
+Severity = Literal["low", "medium", "high"]
+Cause = Literal[
+    "saturation",
+    "dead-units",
+    "initialization",
+    "depth",
+    "normalization",
+    "recurrent-depth",
+    "input-scale",
+    "loss-mismatch",
+    "disconnected",
+    "precision",
+    "learning-rate-high",
+    "learning-rate-low",
+    "exploding",
+    "non-finite",
+    "symmetry",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """One tensor in a few numbers.
+
+    ``batch_std`` is the root mean square over features of the standard deviation over the batch: what still
+    tells one sample from another.
+    """
+
+    count: int
+    rms: float
+    mean: float
+    batch_std: float | None = None
+    max_abs: float | None = None
+    nonfinite: int = 0
+
+    @property
+    def separation(self) -> float | None:
+        """Share of the signal that differs between samples, std over the batch / rms (0 = all samples alike)."""
+        if self.batch_std is None or not math.isfinite(self.rms):
+            return None
+        return self.batch_std / self.rms if self.rms > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One operation of the network that carries data, at one call.
+
+    ``log_grad_out`` is ln ||dL/d output||_2 and ``log_grad_in`` ln ||dL/d data input||_2.  ``reference`` is the
+    ln of the best small-signal slope of the activation: its own for an activation, that of the activation it
+    feeds for a linear or convolution site (0 where it feeds none).  ``inputs`` are the orders of the sites
+    whose outputs it reads; ``depth`` is the number of sites on the longest path up to here.
+    """
+
+    name: str
+    op: str
+    kind: Kind
+    order: int
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    depth: int = 0
+    call: int = 0
+    inputs: tuple[int, ...] = ()
+    parameter: str | None = None
+    forward: Moments | None = None
+    log_grad_out: float | None = None
+    log_grad_in: float | None = None
+    reference: float | None = None
+    dead: float | None = None
+    saturated: float | None = None
+    zero_gradient: float | None = None
+    normalized_count: int | None = None
+
+    @property
+    def label(self) -> str:
+        """The place as a user would say it: the module's name, or the op inside the nearest module."""
+        return self.name or f"({self.op})"
+
+    @property
+    def log_gain(self) -> float | None:
+        """Backward log-gain, ln(||dL/d input|| / ||dL/d output||); None where one of the two was not observed."""
+        if self.log_grad_in is None or self.log_grad_out is None:
+            return None
+        if not math.isfinite(self.log_grad_out) or math.isnan(self.log_grad_in):
+            return None
+        return self.log_grad_in - self.log_grad_out
+
+    @property
+    def saturation_loss(self) -> float | None:
+        """S = A_ref - A: nats lost by saturation or death of this activation."""
+        gain = self.log_gain
+        if self.kind != "activation" or gain is None or self.reference is None:
+            return None
+        return self.reference - gain
+
+    @property
+    def weight_loss(self) -> float | None:
+        """B = -A_ref - M: nats lost because these weights are below critical for the activation they feed."""
+        gain = self.log_gain
+        if self.kind not in ("linear", "convolution") or gain is None or self.reference is None:
+            return None
+        return -self.reference - gain
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter: its gradient, weight and real update, and how it hangs in graph and optimizer.
+
+    ``reached`` = it is a leaf of the loss's graph; ``used`` = its module ran in the forward pass (None: not
+    known); ``registered`` = ``model.named_parameters()`` has it; ``unchanged`` = share of elements bitwise
+    equal after one optimizer step; ``duplicate_*`` = share of output units whose row equals another unit's.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    requires_grad: bool = True
+    registered: bool = True
+    in_optimizer: bool | None = None
+    used: bool | None = None
+    reached: bool = True
+    log_grad: float | None = None
+    log_weight: float | None = None
+    log_update: float | None = None
+    unchanged: float | None = None
+    zero_gradient: float | None = None
+    duplicate_rows: float | None = None
+    duplicate_gradient_rows: float | None = None
+    constant: bool = False
+    agreement: float | None = None
+
+    @property
+    def log_update_ratio(self) -> float | None:
+        """ln(||update|| / ||weight||) of one real optimizer step."""
+        if self.log_update is None or self.log_weight is None or self.log_weight == -math.inf:
+            return None
+        return self.log_update - self.log_weight
+
+
+@dataclass(frozen=True, slots=True)
+class TimeProfile:
+    """The gradient over the time steps of one recurrent layer: ln ||dL/dx_t||_2, first step first.
+
+    ``padded`` = trailing steps whose gradient is exactly zero (padding looks so too); ``injected`` = the time
+    steps, as a share of all, at which the loss reads this layer's output directly (1 for a language model).
+    """
+
+    name: str
+    op: str
+    log_grads: tuple[float, ...]
+    padded: int = 0
+    injected: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LossView:
+    """What the loss reads and what a predictor that ignores its input would reach on the same targets.
+
+    ``kind`` is the framework's loss op ("cross_entropy", "nll", "mse", "l1", "smooth_l1", "huber", "bce",
+    "bce_with_logits", "other"); ``floor`` the best loss of a constant prediction (class prior, mean, median);
+    ``feeding`` the op whose output the loss reads ("softmax", "sigmoid", "relu", "linear"...);
+    ``reduction`` "mean", "sum", "none" or None; ``broadcast`` two shapes that silently broadcast to a larger
+    one inside the loss.
+    """
+
+    value: float
+    kind: str = "other"
+    floor: float | None = None
+    classes: int | None = None
+    feeding: str | None = None
+    feeding_name: str | None = None
+    reduction: str | None = None
+    broadcast: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    output: Moments | None = None
+    output_shape: tuple[int, ...] | None = None
+    output_saturated: float | None = None
+    target: Moments | None = None
+    target_range: tuple[float, float] | None = None
+    target_shape: tuple[int, ...] | None = None
+    requires_grad: bool = True
+    terms: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class InputView:
+    """One input tensor of the network. ``feature_spread`` = largest / smallest nonzero std over its features."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    moments: Moments | None = None
+    feature_spread: float | None = None
+    largest_feature_rms: float | None = None
+    normalized_first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerView:
+    """The user's optimizer: class name, learning rates of its groups, eps, weight decay."""
+
+    name: str
+    learning_rates: tuple[float, ...]
+    eps: float | None = None
+    weight_decay: float = 0.0
+    adaptive: bool = False
+    given: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One optimizer step of the rehearsal, or of the user's own training.
+
+    ``clip`` = ||gradient at the step|| / ||gradient after backward|| (1 = not clipped); ``update_ratio`` the
+    median over parameters of ||update||/||weight||; ``scale`` the loss scale of a GradScaler.
+    """
+
+    index: int
+    loss: float
+    log_grad: float | None = None
+    update_ratio: float | None = None
+    largest_update_ratio: float | None = None
+    clip: float | None = None
+    scale: float | None = None
+    skipped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A later probe of the same network: ``step`` optimizer steps after the first."""
+
+    step: int
+    sites: tuple[Site, ...]
+    parameters: tuple[Parameter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """An intervention on a copy: train on one fixed batch with one lever moved; the losses tell.
+
+    ``lever`` is "none" (the user's own setting), "learning-rate", "inputs-standardized" or "targets-standardized";
+    ``factor`` what the lever was multiplied by.  ``floor`` is the constant predictor's loss on that batch.
+    """
+
+    lever: Literal["none", "learning-rate", "inputs-standardized", "targets-standardized"]
+    factor: float
+    losses: tuple[float, ...]
+    floor: float | None = None
+
+    @property
+    def progress(self) -> float | None:
+        """Share of the way from the constant predictor's loss (or the first loss) to the lowest possible, 0..1.
+
+        The end is the median of the last fifth of the losses. NaN or a diverged end counts as 0.
+        """
+        if len(self.losses) < 5:
+            return None
+        tail = sorted(self.losses[-max(1, len(self.losses) // 5) :])
+        end, start = tail[len(tail) // 2], self.losses[0]
+        if not math.isfinite(end) or not math.isfinite(start):
+            return 0.0
+        base = start if self.floor is None else min(self.floor, start) if self.floor > 0 else start
+        if base <= 0:
+            return None
+        return min(1.0, max(0.0, 1.0 - end / base))
+
+
+@dataclass(frozen=True, slots=True)
+class NonFinite:
+    """Where the first NaN or Inf was born: the op, forward or backward, the step, and what went in."""
+
+    where: str
+    op: str
+    direction: Literal["forward", "backward", "input", "parameter"]
+    step: int
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A place where the graph ends although trainable parameters lie behind it."""
+
+    where: str
+    op: str
+    behind: tuple[str, ...]
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """All that was measured, as plain numbers: what the rules read and what a bug report contains."""
+
+    sites: tuple[Site, ...]
+    parameters: tuple[Parameter, ...]
+    loss: LossView
+    times: tuple[TimeProfile, ...] = ()
+    inputs: tuple[InputView, ...] = ()
+    optimizer: OptimizerView | None = None
+    steps: tuple[Step, ...] = ()
+    snapshots: tuple[Snapshot, ...] = ()
+    experiments: tuple[Experiment, ...] = ()
+    cuts: tuple[Cut, ...] = ()
+    nonfinite: NonFinite | None = None
+    unobserved: tuple[str, ...] = ()
+    batch_size: int | None = None
+    stable_rank: float | None = None
+    origin: Literal["rehearsal", "run"] = "rehearsal"
+    framework: str = "torch"
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One measured number beside its normal range, as a person would read it."""
+
+    name: str
+    value: float
+    unit: str
+    normal: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One cause with its place, its proof and its cure; symptoms it explains are folded under it."""
+
+    cause: Cause
+    where: tuple[str, ...]
+    confidence: float
+    severity: Severity
+    evidence: tuple[Evidence, ...]
+    message: str
+    remedies: tuple[str, ...]
+    source: str
+    symptoms: tuple[Finding, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """The verdict: findings, root cause first, and the Flow they were read from."""
+
+    findings: tuple[Finding, ...]
+    flow: Flow
+    notes: tuple[str, ...] = ()
+    schema: int = SCHEMA
+
+    @property
+    def healthy(self) -> bool:
+        """True when no rule found a fault."""
+        return not self.findings
