@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from unvanish import serialize
+
 SCHEMA = 1
 
 Kind = Literal[
@@ -154,7 +156,6 @@ class Parameter:
     duplicate_rows: float | None = None
     duplicate_gradient_rows: float | None = None
     constant: bool = False
-    agreement: float | None = None
 
     @property
     def log_update_ratio(self) -> float | None:
@@ -334,6 +335,15 @@ class Flow:
     framework: str = "torch"
     schema: int = SCHEMA
 
+    def to_json(self) -> str:
+        """Strictly standard JSON; infinities and NaN are written as strings."""
+        return serialize.to_json(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> Flow:
+        """The Flow that ``to_json`` wrote; ValueError if the text is anything else."""
+        return serialize.from_json(cls, text, schema=SCHEMA)
+
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
@@ -373,3 +383,17 @@ class Diagnosis:
     def healthy(self) -> bool:
         """True when no rule found a fault."""
         return not self.findings
+
+    def to_json(self) -> str:
+        """Strictly standard JSON; infinities and NaN are written as strings."""
+        return serialize.to_json(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> Diagnosis:
+        """The Diagnosis that ``to_json`` wrote; ValueError if the text is anything else."""
+        return serialize.from_json(cls, text, schema=SCHEMA)
+
+    def __str__(self) -> str:
+        from unvanish.report.text import render  # the report reads this module: the one import that goes upward
+
+        return render(self)
