@@ -156,7 +156,6 @@ class Parameter:
     duplicate_rows: float | None = None
     duplicate_gradient_rows: float | None = None
     constant: bool = False
-    agreement: float | None = None
 
     @property
     def log_update_ratio(self) -> float | None:

@@ -1,0 +1,103 @@
+"""Dead and saturated units, from the derivative of the activation at the values the network really had.
+
+An autograd node called on ones returns its own derivative, whatever the activation: no table of formulas.
+A unit is dead when its derivative is zero on all samples seen; an element is saturated when its derivative has
+fallen below 5 % of the activation's largest slope (tanh beyond 2.2, sigmoid beyond 4.4 before the activation).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from unvanish.torch.graph import Vertex
+
+SATURATING = {"tanh": 1.0, "sigmoid": 0.25, "hardtanh": 1.0, "hardsigmoid": 1 / 6, "relu6": 1.0, "softsign": 1.0}
+_FLAT_SHARE = 0.05
+_ZERO = 1e-6  # a derivative below this passes nothing in float32 training
+_QUEUE_LENGTH = 64
+_SMALL = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """Which units of one activation were alive on at least one sample, and the share of saturated elements."""
+
+    alive: Tensor
+    saturated: float | None
+
+
+class UnitQueue:
+    """Measures activations; those of equal shape and op together."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[tuple[object, ...], list[tuple[int, Tensor]]] = defaultdict(list)
+        self._done: dict[int, Units] = {}
+        self._ones: dict[tuple[object, ...], Tensor] = {}
+
+    def add(self, key: int, vertex: Vertex, channel: bool) -> None:
+        """Queue one activation; ``channel`` = its units lie along axis 1 (it follows a convolution)."""
+        slope = self._derivative(vertex)
+        if slope is None:
+            return
+        axis = 1 if channel and slope.ndim > 2 else slope.ndim - 1
+        group = self._waiting[vertex.op, slope.shape, slope.dtype, slope.device, axis]
+        group.append((key, slope))
+        if len(group) >= _QUEUE_LENGTH or slope.numel() * slope.element_size() > _SMALL:
+            self._flush(vertex.op, axis, group)
+
+    def finish(self) -> dict[int, Units]:
+        """Measure what still waits and return key -> Units."""
+        for key, group in self._waiting.items():
+            if group:
+                self._flush(str(key[0]), int(key[4]), group)  # type: ignore[call-overload]
+        return self._done
+
+    def _derivative(self, vertex: Vertex) -> Tensor | None:
+        """phi' at the saved input; None where the values were not kept (checkpointing recomputes them only once)."""
+        if not readable(vertex):
+            return None
+        meta = vertex.node._input_metadata[0]
+        key = (vertex.shape, meta.dtype, meta.device)
+        if key not in self._ones:
+            self._ones = {key: torch.ones(vertex.shape, dtype=meta.dtype, device=meta.device)}
+        with torch.no_grad():
+            slope = vertex.node(self._ones[key])
+        slope = slope[0] if isinstance(slope, tuple) else slope
+        return slope.detach() if isinstance(slope, Tensor) and slope.ndim else None
+
+    def _flush(self, op: str, axis: int, group: list[tuple[int, Tensor]]) -> None:
+        slopes = torch.stack([slope for _, slope in group]).abs_()
+        rest = [dim for dim in range(1, slopes.ndim) if dim != axis + 1]
+        alive = slopes.amax(dim=rest) > _ZERO if rest else slopes > _ZERO
+        shares: list[float | None] = [None] * len(group)
+        if op in SATURATING:
+            flat = slopes < _FLAT_SHARE * SATURATING[op]
+            shares = list(flat.reshape(len(group), -1).float().mean(dim=1).tolist())
+        for (key, _), mask, share in zip(group, alive, shares, strict=True):
+            self._done[key] = Units(mask, share)
+        group.clear()
+
+
+def readable(vertex: Vertex) -> bool:
+    """Can the saved tensors of this node be read twice?  Checkpointing and offloading hooks allow it once."""
+    if vertex.dtype not in ("float32", "float64", "float16", "bfloat16"):
+        return False
+    try:
+        return all(_plain(getattr(vertex.node, name)) for name in _saved_names(type(vertex.node)))
+    except RuntimeError:  # the graph was freed
+        return False
+
+
+@cache
+def _saved_names(kind: type) -> tuple[str, ...]:
+    return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
+
+
+def _plain(saved: object) -> bool:
+    parts = saved if isinstance(saved, tuple | list) else (saved,)
+    return all(part is None or part.unpack_hook is None for part in parts)
