@@ -185,6 +185,7 @@ class _Watcher(Scopes):
         self.batch_size = batch_size
         self.moments = MomentQueue(batch_size)
         self.times = TimeWatch(names.modules)
+        self.output: Any = None
         self._measured: set[int] = set()
 
     def enter(self, module: nn.Module, args: Any) -> Any:
@@ -195,6 +196,8 @@ class _Watcher(Scopes):
         super().leave(module, args, output)
         if id(module) not in self.names:
             return
+        if not self._open:
+            self.output = output
         if isinstance(module, nn.RNNBase):
             self.times.leave(module, output)
         for tensor in tensors_in(output):

@@ -108,7 +108,7 @@ class Scopes:
             for handle in handles:
                 handle.remove()
 
-    def enter(self, module: nn.Module, args: Any) -> None:
+    def enter(self, module: nn.Module, args: Any) -> Any:
         """Global forward pre-hook."""
         name = self.names.get(id(module))
         if name is None or torch.compiler.is_compiling():
@@ -130,6 +130,10 @@ class Scopes:
         call = self._open.pop()
         call.end = torch.autograd._get_sequence_nr()
         call.outputs = [facts(tensor) for tensor in tensors_in(output)]
+
+    def innermost(self) -> str:
+        """Path of the module that runs now; "" outside of all."""
+        return self._open[-1].name if self._open else ""
 
     def owners(self, numbers: list[int]) -> list[Call | None]:
         """Innermost call that owns each of the ascending node numbers."""

@@ -1,0 +1,66 @@
+"""Work on copies: the user's model, optimizer, random streams and gradients stay bit-identical."""
+
+from __future__ import annotations
+
+import copy
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+
+class Working(NamedTuple):
+    """Copies that belong together: the optimizer's parameters are the copied model's."""
+
+    model: nn.Module
+    optimizer: Optimizer | None
+    loss: Any
+
+
+@contextmanager
+def preserved_randomness() -> Iterator[None]:
+    """Put Python's, NumPy's and PyTorch's random streams (all devices) back as they were."""
+    numpy = sys.modules.get("numpy")
+    python_state = random.getstate()
+    numpy_state = numpy.random.get_state() if numpy else None
+    torch_state = torch.get_rng_state()
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        if numpy:
+            numpy.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
+        if cuda_states:
+            torch.cuda.set_rng_state_all(cuda_states)
+
+
+def working_copy(model: nn.Module, optimizer: Optimizer | None, loss: Any) -> Working:
+    """Deep copies of model, optimizer and loss (a module or callable object) that refer to one another.
+
+    Raises:
+        ValueError: where Python cannot copy one of them.
+    """
+    plain = getattr(model, "_orig_mod", model)  # torch.compile's wrapper: the copy runs eager
+    memo: dict[int, Any] = {}
+    for module in plain.modules():
+        for value in vars(module).values():
+            if isinstance(value, torch.Tensor) and value.grad_fn is not None:
+                memo[id(value)] = value.detach().clone()  # left by weight_norm and the like; not copyable as it is
+    try:
+        copied = copy.deepcopy((plain, optimizer, loss), memo)
+    except Exception as error:
+        raise ValueError(
+            f"unvanish could not copy the model, its optimizer or its loss: {type(error).__name__}: {error}. "
+            "Diagnosis works on deep copies so that nothing of yours changes; everything they hold must be copyable. "
+            "Take what is not (open files, locks, generators) out of them, or use `unvanish run`, which copies nothing."
+        ) from error
+    for parameter in copied[0].parameters():
+        parameter.grad = None
+    return Working(*copied)

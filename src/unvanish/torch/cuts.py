@@ -1,0 +1,62 @@
+"""Where the graph ends although trainable parameters lie behind: detach, no_grad, numpy, argmax."""
+
+from __future__ import annotations
+
+from unvanish.torch.graph import Graph
+from unvanish.torch.scopes import Call, Scopes
+from unvanish.types import Cut
+
+
+def find_cuts(scopes: Scopes, graph: Graph | None) -> tuple[Cut, ...]:
+    """Name the last module before the cut and the first after it.
+
+    A module that ran, has trainable parameters and left none of them in the loss's graph is unused (a spare head)
+    unless a later module inside the graph was fed with data that needs no gradient: then the path was cut there.
+    """
+    reached = set() if graph is None else set(graph.leaves)
+    leaves = [call for call in scopes.calls if call.end is not None and _trainable(call)]
+    lost = [call for call in leaves if not any(id(p) in reached for p in _parameters(call))]
+    if not lost:
+        return ()
+    if not reached:
+        return (_at_loss(lost),)
+    cuts = []
+    for after in leaves:
+        before = [call for call in lost if call.start <= after.start and call is not after]
+        if before and after not in lost and _fed_without_gradient(after):
+            cuts.append(_cut(before, after))
+            lost = [call for call in lost if call not in before]
+    return tuple(cuts)
+
+
+def _parameters(call: Call) -> list[object]:
+    return [p for p in call.module.parameters(recurse=False) if p.requires_grad]
+
+
+def _trainable(call: Call) -> bool:
+    return bool(_parameters(call))
+
+
+def _fed_without_gradient(call: Call) -> bool:
+    return bool(call.inputs) and not any(tensor.requires_grad for tensor in call.inputs)
+
+
+def _at_loss(lost: list[Call]) -> Cut:
+    blocked = all(not call.grad_enabled for call in lost)
+    op = "no_grad" if blocked else "detach"
+    return Cut("loss", op, _names(lost), "the loss does not depend on any trainable parameter")
+
+
+def _cut(before: list[Call], after: Call) -> Cut:
+    last = before[-1]
+    if not last.grad_enabled:
+        return Cut(last.name, "no_grad", _names(before), f"{last.name} ran with gradients switched off")
+    made = {tensor.storage for call in before for tensor in call.outputs if tensor.requires_grad and tensor.storage}
+    shared = any(tensor.storage in made for tensor in after.inputs)
+    op = "detach" if shared else "cut"
+    how = "its output was detached" if shared else "a new tensor without history was made from its output"
+    return Cut(last.name, op, _names(before), f"{how} before {after.name}")
+
+
+def _names(calls: list[Call]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(call.name for call in calls))

@@ -1,0 +1,54 @@
+"""What goes into the network: scale, spread over features, and what is not finite in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unvanish.torch.graph import Graph
+from unvanish.torch.moments import moments
+from unvanish.torch.scopes import tensors_in
+from unvanish.types import InputView
+
+
+def view_inputs(batch: Any, graph: Graph | None) -> tuple[InputView, ...]:
+    """Describe the tensors of a batch's input (integer ids and masks are named but not measured)."""
+    normalized = graph is not None and _normalized_first(graph)
+    tensors = list(_named(batch))
+    single = len(tensors) == 1
+    return tuple(_view("input" if single else f"input[{key}]", tensor, normalized) for key, tensor in tensors)
+
+
+def _named(batch: Any) -> list[tuple[str, Tensor]]:
+    if isinstance(batch, dict):
+        return [(str(key), t) for key, value in batch.items() for t in tensors_in(value)]
+    return [(str(i), t) for i, t in enumerate(tensors_in(batch))]
+
+
+def _view(name: str, tensor: Tensor, normalized: bool) -> InputView:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    shape = tuple(tensor.shape)
+    if not tensor.is_floating_point():
+        return InputView(name, shape, dtype, normalized_first=normalized)
+    batch_size = shape[0] if shape else None
+    spread, largest = _features(tensor)
+    return InputView(name, shape, dtype, moments(tensor, batch_size), spread, largest, normalized)
+
+
+def _features(tensor: Tensor) -> tuple[float | None, float | None]:
+    """Largest / smallest nonzero standard deviation over the features of tabular data, and the largest rms."""
+    if tensor.ndim != 2 or len(tensor) < 2:
+        return None, None
+    wide = tensor.detach().to(torch.float64)
+    std = wide.std(dim=0, unbiased=False)
+    alive = std[std > 0]
+    spread = float(alive.max() / alive.min()) if len(alive) else None
+    return spread, float(wide.square().mean(dim=0).sqrt().max())
+
+
+def _normalized_first(graph: Graph) -> bool:
+    """Does a normalisation meet the data before any weight does?"""
+    first = next((v for v in graph.vertices if v.kind in ("linear", "convolution", "normalization", "recurrent")), None)
+    return first is not None and first.kind == "normalization"

@@ -1,0 +1,73 @@
+"""Probe one batch of a working copy: everything a single forward and backward pass can tell."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from unvanish.torch.activations import Units
+from unvanish.torch.cuts import find_cuts
+from unvanish.torch.inputs import view_inputs
+from unvanish.torch.losses import view_loss
+from unvanish.torch.naming import Names, names_of
+from unvanish.torch.objective import Objective, batch_size, main_tensor
+from unvanish.torch.parameters import view_parameters
+from unvanish.torch.probe import Probe
+from unvanish.torch.scopes import clean, tensors_in
+from unvanish.types import Cut, InputView, LossView, Parameter, Site, TimeProfile
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What one probed batch told."""
+
+    sites: tuple[Site, ...]
+    units: dict[int, Units]
+    parameters: tuple[Parameter, ...]
+    loss: LossView
+    times: tuple[TimeProfile, ...]
+    inputs: tuple[InputView, ...]
+    cuts: tuple[Cut, ...]
+    batch_size: int | None
+
+
+def observe(model: nn.Module, optimizer: Optimizer | None, objective: Objective, batch: Any) -> Observation:
+    """Run one probed forward and backward pass of ``model``; gradients are left in ``.grad``."""
+    names = names_of(model)
+    inputs = objective.inputs(batch)
+    size = batch_size(inputs)
+    probe = Probe(names, size, tuple(tensors_in(inputs)))
+    with probe.watching():
+        loss = objective.run(model, batch)
+    return finish(probe, loss, model, optimizer, names, inputs, objective.target)
+
+
+def finish(
+    probe: Probe,
+    loss: Tensor,
+    model: nn.Module,
+    optimizer: Optimizer | None,
+    names: Names,
+    inputs: Any,
+    target: Tensor | None,
+) -> Observation:
+    """The second half of a probe: graph, backward pass, and the description of what was seen."""
+    output = main_tensor(probe.scopes.output)
+    graph = probe.attach(loss) if loss.requires_grad else None
+    view = view_loss(loss, graph, output, target)
+    cuts = find_cuts(probe.scopes, graph)
+    seen = view_inputs(inputs, graph)
+    if graph is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the user's own backward says it again
+            torch.autograd.backward(loss)
+    named = {clean(name): p for name, p in model.named_parameters()}
+    parameters = view_parameters(named, graph, probe.scopes, names, optimizer)
+    sites, units = probe.sites() if graph is not None else ((), {})
+    times = probe.times.profiles(sites)
+    return Observation(sites, units, parameters, view, times, seen, cuts, probe.scopes.batch_size)

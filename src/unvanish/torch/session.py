@@ -1,0 +1,164 @@
+"""The PyTorch side of a diagnosis: model, loss, batches and optimizer in; one Flow of plain numbers out."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from unvanish.torch.copies import Working, preserved_randomness, working_copy
+from unvanish.torch.experiments import experiments
+from unvanish.torch.objective import Objective
+from unvanish.torch.observe import Observation, observe
+from unvanish.torch.probe import merge_units
+from unvanish.torch.rehearse import find_birth, rehearse
+from unvanish.types import Flow, OptimizerView, Site
+
+_MOST_BATCHES = 16
+_ADAPTIVE = ("adam", "rmsprop", "adagrad", "adadelta", "nadam", "adamax", "lion", "adafactor", "rprop", "radam")
+
+
+def flow_of(
+    model: nn.Module,
+    loss_fn: Callable[..., Any] | None,
+    batches: Iterable[Any],
+    optimizer: Optimizer | None,
+    objective: Callable[..., Any] | None,
+    steps: int,
+) -> Flow:
+    """Probe two batches, rehearse, experiment; everything on copies, with all random streams put back."""
+    with preserved_randomness(), torch.enable_grad():
+        held = _take(batches, max(2, min(steps, _MOST_BATCHES)))
+        goal = Objective(loss_fn, objective)
+        given = optimizer is not None
+        if optimizer is None:
+            optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad] or [torch.zeros(1)], lr=1e-3)
+        first, sites = _probe(model, optimizer, goal, held)
+        flow = Flow(
+            sites=sites,
+            parameters=tuple(p if given else replace(p, in_optimizer=None) for p in first.parameters),
+            loss=first.loss,
+            times=first.times,
+            inputs=first.inputs,
+            optimizer=_view(optimizer, given),
+            cuts=first.cuts,
+            batch_size=first.batch_size,
+            unobserved=unobserved(sites),
+        )
+        if not first.loss.requires_grad:
+            return flow
+        return _train(flow, model, optimizer, goal, held, steps, given)
+
+
+def _take(batches: Iterable[Any], count: int) -> list[Any]:
+    if iter(batches) is batches:
+        warnings.warn(
+            f"batches is a one-shot iterator: up to {count} of its batches are used up by the diagnosis. "
+            "Pass a list or a DataLoader to keep them.",
+            stacklevel=5,
+        )
+    held = list(itertools.islice(batches, count))
+    if not held:
+        raise ValueError(
+            "batches is empty. A diagnosis needs at least one batch of (input, target). "
+            "Pass a list of batches or a DataLoader; a generator that was used before yields nothing."
+        )
+    return held
+
+
+def _copy(model: nn.Module, optimizer: Optimizer, goal: Objective) -> tuple[Working, Objective]:
+    work = working_copy(model, optimizer, (goal.loss_fn, goal.objective))
+    return work, Objective(*work.loss)
+
+
+def _probe(
+    model: nn.Module, optimizer: Optimizer, goal: Objective, held: Sequence[Any]
+) -> tuple[Observation, tuple[Site, ...]]:
+    """Step 0 on two batches: a unit counts as dead only if it is dead in both."""
+    work, trained = _copy(model, optimizer, goal)
+    first = observe(work.model, work.optimizer, trained, held[0])
+    _refuse_foreign_graph(first, work.model, model)
+    if len(held) < 2 or not first.loss.requires_grad:
+        return first, first.sites
+    for parameter in work.model.parameters():
+        parameter.grad = None
+    second = observe(work.model, work.optimizer, trained, held[1])
+    return first, merge_units(first.sites, first.units, second.units)
+
+
+def _refuse_foreign_graph(seen: Observation, copied: nn.Module, model: nn.Module) -> None:
+    """A loss that reaches the user's own weights instead of the copy's would train, and measure, the wrong model."""
+    own = [p for p in copied.parameters() if p.requires_grad]
+    foreign = [p for p in seen.parameters if not p.registered]
+    shapes = {tuple(p.shape) for p in model.parameters()}
+    if own and foreign and not any(p.reached for p in seen.parameters if p.registered):
+        if all(p.shape in shapes for p in foreign):
+            raise ValueError(
+                "The loss depends on the original model's weights and on none of the copy's. "
+                "Diagnosis runs on a copy, so loss_fn and objective must use the model they are given. "
+                "Write objective=lambda model, batch: ... with that `model`, not one from an outer scope."
+            )
+
+
+def _train(
+    flow: Flow, model: nn.Module, optimizer: Optimizer, goal: Objective, held: list[Any], steps: int, given: bool
+) -> Flow:
+    if not math.isfinite(flow.loss.value) or _gradient_broken(flow):
+        work, trained = _copy(model, optimizer, goal)
+        assert work.optimizer is not None, "copied with the model"
+        return replace(flow, nonfinite=find_birth(work.model, work.optimizer, trained, held[0], 0))
+    if steps == 0:
+        return flow
+    work, trained = _copy(model, optimizer, goal)
+    assert work.optimizer is not None, "copied with the model"
+    rehearsal = rehearse(work, work.optimizer, trained, held, steps)
+    done = experiments(model, optimizer, goal, held[0], max(steps, 40), flow.loss.floor, given)
+    updated = {p.name: p for snapshot in rehearsal.snapshots[:1] for p in snapshot.parameters}
+    parameters = tuple(
+        replace(p, log_update=updated[p.name].log_update, unchanged=updated[p.name].unchanged) if p.name in updated else p
+        for p in flow.parameters
+    )
+    return replace(
+        flow,
+        parameters=parameters,
+        steps=tuple(rehearsal.steps),
+        snapshots=tuple(rehearsal.snapshots[1:]),
+        nonfinite=rehearsal.nonfinite,
+        experiments=done,
+    )
+
+
+def _gradient_broken(flow: Flow) -> bool:
+    return any(p.log_grad is not None and (math.isnan(p.log_grad) or p.log_grad == math.inf) for p in flow.parameters)
+
+
+def _view(optimizer: Optimizer, given: bool) -> OptimizerView:
+    name = type(optimizer).__name__
+    groups = optimizer.param_groups
+    eps = groups[0].get("eps")
+    return OptimizerView(
+        name=name,
+        learning_rates=tuple(float(group["lr"]) for group in groups),
+        eps=None if eps is None or isinstance(eps, tuple | list) else float(eps),
+        weight_decay=max(float(group.get("weight_decay", 0) or 0) for group in groups),
+        adaptive=any(kind in name.lower() for kind in _ADAPTIVE),
+        given=given,
+    )
+
+
+def unobserved(sites: tuple[Site, ...]) -> tuple[str, ...]:
+    """Name what was there but could not be measured, so that it is never mistaken for zero."""
+    missing = [
+        f"{site.label} ({site.op}): dead and saturated units"
+        for site in sites
+        if site.kind == "activation" and site.dead is None and site.shape
+    ]
+    missing += [f"{site.label} ({site.op}): gradient" for site in sites if site.log_grad_out is None]
+    return tuple(dict.fromkeys(missing))
