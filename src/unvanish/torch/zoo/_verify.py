@@ -72,8 +72,8 @@ def constant_loss(target: Tensor) -> float:
 def score(output: Tensor, target: Tensor) -> float:
     """Accuracy for classes, squared correlation for numbers (0 for a constant output)."""
     if not target.is_floating_point():
-        return float((output.argmax(-1) == target).float().mean())
-    both = torch.stack([output.flatten().float(), target.expand_as(output).flatten().float()])
+        return float((output.argmax(1) == target).float().mean())
+    both = torch.stack([output.flatten().float(), target.flatten().float()])
     return float(torch.corrcoef(both)[0, 1].nan_to_num() ** 2)
 
 

@@ -163,6 +163,6 @@ class PairHead(nn.Module):
 @sick("normalization", "bn", why="Two sequences a batch and BatchNorm in the head: no gradient reaches the GRU.",
       holdout=True)
 def batchnorm_pair_head(ill: bool) -> Program:
-    batches = remembered(6, 5, batch=2 if ill else 32, count=60)
+    batches = remembered(16, 4, batch=2 if ill else 32, count=60)
     model = PairHead()
     return Program(model, batches, torch.optim.Adam(model.parameters(), lr=5e-3), F.cross_entropy)
