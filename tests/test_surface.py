@@ -15,9 +15,9 @@ FRAMEWORKS = ("torch", "keras", "tensorflow", "jax", "transformers", "sklearn")
 
 NAMES = {"Diagnosis", "Finding", "Flow", "__version__", "diagnose"}
 COMMANDS = {
-    "run": {"SCRIPT", "[ARGS]...", "--steps", "--json", "-m"},
+    "run": {"SCRIPT", "ARGS", "--steps", "--json", "-m"},
     "diagnose": {"FILE.py:FACTORY", "--steps", "--json"},
-    "explain": {"[CAUSE]"},
+    "explain": {"CAUSE"},
     "demo": set(),
 }
 

@@ -52,7 +52,7 @@ def _options(
 @app.command(context_settings={"allow_interspersed_args": False})
 def run(
     script: Annotated[str, typer.Argument(metavar="SCRIPT", help="Your training script, or a module with -m.")],
-    args: Annotated[list[str] | None, typer.Argument(metavar="[ARGS]...", help="Passed to the script.")] = None,
+    args: Annotated[list[str] | None, typer.Argument(metavar="ARGS", help="Passed to the script.")] = None,
     steps: Steps = None,
     json: Json = None,
     module: Annotated[bool, typer.Option("-m", help="SCRIPT is a module, as in python -m.")] = False,
@@ -84,7 +84,7 @@ def diagnose(
 
 
 @app.command()
-def explain(cause: Annotated[str | None, typer.Argument(metavar="[CAUSE]")] = None) -> None:
+def explain(cause: Annotated[str | None, typer.Argument(metavar="CAUSE", help="An id from the list.")] = None) -> None:
     """Say what a cause means, how it is recognised and what cures it; without CAUSE, list them all."""
     with _errors():
         _show(pages.index(rules()) if cause is None else _page(cause))
