@@ -19,7 +19,7 @@ _MASKS = ("fill", "full", "where", "tril", "triu", "copy", "clone", "view", "sca
 
 
 class _Births(TorchDispatchMode):
-    """Remembers the first op whose inputs were finite and whose output is not."""
+    """Remembers the first op that made an Inf of finite inputs, or a NaN of inputs without one (inf - inf)."""
 
     def __init__(self, scopes: Scopes) -> None:
         super().__init__()
@@ -31,8 +31,8 @@ class _Births(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if self.first is None and not any(mask in name for mask in _MASKS) and _bad(output):
             inputs = list(tensors_in([*args, *(kwargs or {}).values()]))
-            if not any(_bad(tensor) for tensor in inputs):
-                self.first = (self.scopes.innermost(), name.removesuffix("_"), _describe(inputs))
+            if not any(map(_bad, inputs)) or (_nan(output) and not any(map(_nan, inputs))):
+                self.first = (self.scopes.innermost(), name.strip("_"), _describe(inputs))
         return output
 
 
@@ -82,6 +82,10 @@ def _bad(value: object) -> bool:
         for tensor in tensors_in(value)
         if (tensor.is_floating_point() or tensor.is_complex()) and tensor.layout == torch.strided and tensor.numel()
     )
+
+
+def _nan(value: object) -> bool:
+    return any(bool(tensor.isnan().any()) for tensor in tensors_in(value) if tensor.is_floating_point())
 
 
 def _describe(inputs: list[Tensor]) -> str:

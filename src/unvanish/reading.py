@@ -1,0 +1,136 @@
+"""How to read a Flow: does it learn, where does the gradient fall, which lever helps.  Pure functions of numbers."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+
+from unvanish.types import Evidence, Experiment, Flow, Parameter, Site, Step
+
+LEARNS = 0.4  # share of the constant predictor's loss that must be gone for "it learns"
+FALL = math.log(30)  # nats; smaller differences between first and last layer are met in every healthy net
+RECTIFIERS = ("relu", "relu6", "threshold", "clamp_min", "hardswish", "hardshrink", "softshrink")
+
+
+def progress(flow: Flow) -> float | None:
+    """Share of the constant predictor's loss removed: on one batch learnt by heart, else in the training seen.
+
+    None where neither was tried: then no verdict about learning is possible.
+    """
+    tried = [e.progress for e in flow.experiments if e.lever == "none" and e.progress is not None]
+    seen = Experiment("none", 1.0, tuple(step.loss for step in flow.steps), flow.loss.floor).progress
+    known = [value for value in (*tried, seen) if value is not None]
+    return max(known) if known else None
+
+
+def learns(flow: Flow) -> bool:
+    """The network demonstrably learns as it is."""
+    reached = progress(flow)
+    return reached is not None and reached >= LEARNS
+
+
+def best_lever(flow: Flow, lever: str, *, above: float = 0.0, below: float = math.inf) -> Experiment | None:
+    """The experiment with this lever, and a factor in (above, below), that helped most, if it clearly helped.
+
+    "Clearly": it removes at least 0.2 more of the constant predictor's loss than the unmoved program.
+    """
+    base = progress(flow) or 0.0
+    helped = [
+        e
+        for e in flow.experiments
+        if e.lever == lever and above < e.factor < below and (e.progress or 0.0) >= base + 0.2
+    ]
+    return max(helped, key=lambda e: e.progress or 0.0) if helped else None
+
+
+def body(flow: Flow) -> tuple[Site, ...]:
+    """Sites with weights, in forward order: where a gradient is worth something."""
+    return tuple(s for s in flow.sites if s.kind in ("linear", "convolution", "recurrent"))
+
+
+def activations(flow: Flow) -> tuple[Site, ...]:
+    """Activation sites in forward order."""
+    return tuple(s for s in flow.sites if s.kind == "activation")
+
+
+def fall(flow: Flow) -> float | None:
+    """Nats by which the gradient is smaller at the first weights than at the last (negative: it grows).
+
+    +inf where it is exactly zero at the first and not at the last; None where there is nothing to compare.
+    """
+    observed = [s for s in body(flow) if s.log_grad_out is not None and not math.isnan(s.log_grad_out)]
+    if len(observed) < 2:
+        return None
+    first, last = observed[0].log_grad_out, observed[-1].log_grad_out
+    assert first is not None and last is not None, "only observed sites are compared"
+    if last == -math.inf:
+        return None
+    return last - first
+
+
+def losses_of(sites: Iterable[Site], part: str) -> dict[str, float]:
+    """Finite S ("saturation") or B ("weights") per site label, largest kept where a label repeats."""
+    found: dict[str, float] = {}
+    for site in sites:
+        value = site.saturation_loss if part == "saturation" else site.weight_loss
+        if value is not None and math.isfinite(value):
+            found[site.label] = max(value, found.get(site.label, -math.inf))
+    return found
+
+
+def outlier(losses: dict[str, float], excess: float = 1.5, share: float = 0.4) -> str | None:
+    """The one label whose loss exceeds the median by ``excess`` nats and makes up ``share`` of all positive loss."""
+    if len(losses) < 3:
+        return None
+    label, largest = max(losses.items(), key=lambda item: item[1])
+    positive = sum(value for value in losses.values() if value > 0)
+    middle = statistics.median(losses.values())
+    return label if largest > middle + excess and largest > share * positive else None
+
+
+def separation(flow: Flow) -> float | None:
+    """What still tells samples apart after the last activation, as a share of the signal."""
+    seen = [s.forward.separation for s in activations(flow) if s.forward is not None]
+    known = [value for value in seen if value is not None]
+    return known[-1] if known else None
+
+
+def trainable(flow: Flow) -> tuple[Parameter, ...]:
+    """Parameters the user means to train."""
+    return tuple(p for p in flow.parameters if p.requires_grad and p.in_optimizer is not False)
+
+
+def last_parameters(flow: Flow) -> dict[str, Parameter]:
+    """Parameters as they were at the latest look."""
+    latest = flow.snapshots[-1].parameters if flow.snapshots else flow.parameters
+    return {p.name: p for p in latest}
+
+
+def names(sites: Iterable[Site]) -> tuple[str, ...]:
+    """Labels without repeats, in order."""
+    return tuple(dict.fromkeys(site.label for site in sites))
+
+
+def grew(steps: Sequence[Step], factor: float = 3.0) -> bool:
+    """Did the loss rise far above its start (or leave the numbers) during training?"""
+    losses = [step.loss for step in steps]
+    if len(losses) < 2:
+        return False
+    return not math.isfinite(losses[-1]) or max(losses[1:]) > factor * max(abs(losses[0]), 1e-12)
+
+
+def decades(nats: float) -> float:
+    """Natural logarithm to decades."""
+    return nats / math.log(10)
+
+
+def learning_evidence(flow: Flow) -> tuple[Evidence, ...]:
+    """The measured proof that the network does not learn, for a finding to show."""
+    reached = progress(flow)
+    if reached is None:
+        return ()
+    shown = [Evidence("loss removed on one batch learnt by heart", 100 * reached, "%", "above 40 %")]
+    if flow.loss.floor is not None and flow.steps:
+        shown.append(Evidence("last loss", flow.steps[-1].loss, "", f"below {flow.loss.floor:.4g} (constant predictor)"))
+    return tuple(shown)

@@ -1,0 +1,76 @@
+"""non-finite: a NaN or Inf was born."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from unvanish.rules import _flows
+from unvanish.types import Cause, Evidence, Finding, Flow, NonFinite
+from unvanish.units import AbstractRule
+
+_HINTS = {
+    "log": "keep its argument away from 0: log(x.clamp_min(eps)), or use log_softmax / logsigmoid",
+    "sqrt": "its derivative is infinite at 0: sqrt(x + eps)",
+    "norm": "the derivative of a norm is undefined at 0: add eps under the root",
+    "linalg_vector_norm": "the derivative of a norm is undefined at 0: add eps under the root",
+    "div": "the divisor is 0: add eps, or skip empty groups",
+    "exp": "exp overflows float32 above 88: use logsumexp, softplus or a clamp",
+    "pow": "a power of 0 or of a negative number: clamp the base",
+    "softmax": "a row is masked entirely (-inf everywhere): leave one entry, or zero such rows afterwards",
+    "acos": "its derivative is infinite at +-1: clamp inside the interval",
+}
+_OVERFLOWS = ("mm", "addmm", "bmm", "mul", "convolution", "linear", "add", "sum", "mean")
+
+
+@dataclass(frozen=True)
+class NonFiniteRule(AbstractRule):
+    """A NaN or Inf was born at one op; everything after it is lost, and so is every weight it reaches.
+
+    One NaN spreads to all later values and, through the optimizer's averages, stays for ever.  The step is run again
+    with every op checked: the culprit is the first op whose inputs were finite and whose output (or, going backward,
+    whose passed-on gradient) is not.  Typical: log(0), sqrt'(0), 0/0 in a normalisation, exp above 88, a softmax over
+    a row that is masked entirely, NaN in the data.
+
+    Cure the op (eps, clamp, a fused stable version such as log_softmax), or clean the data.  Where plain products
+    overflowed after the loss had grown, the NaN is only the end of an explosion: lower the learning rate or clip.
+    """
+
+    overflow_confidence: float = 0.6
+    cause: ClassVar[Cause] = "non-finite"
+    title: ClassVar[str] = "a NaN or Inf was born at one op"
+    source: ClassVar[str] = "IEEE 754; Goldberg 1991, What every computer scientist should know about floating point"
+    remedies: ClassVar[tuple[str, ...]] = ("repair the op named here", "clean the data", "clip gradients")
+
+    def check(self, flow: Flow) -> Finding | None:
+        born = flow.nonfinite
+        if born is None:
+            return None
+        overflow = born.op in _OVERFLOWS and born.direction != "input"
+        hint = _HINTS.get(born.op.removeprefix("_"), "look at what goes into it")
+        hint = "the data must be cleaned before training" if born.direction == "input" else hint
+        return Finding(
+            cause=self.cause,
+            where=("input",) if born.direction == "input" else (born.where,),
+            confidence=self.overflow_confidence if overflow else 0.98,
+            severity="high",
+            evidence=(Evidence("first non-finite value at step", born.step, "", "never"),),
+            message=(
+                f"The first NaN or Inf is born in `{born.op}` at {born.where} ({born.direction}, step {born.step}); "
+                f"{born.detail or 'its inputs were finite'}. Expected: finite values throughout. To mend it: {hint}."
+            ),
+            remedies=(hint, *self.remedies[1:]),
+            source=self.source,
+        )
+
+    @classmethod
+    def healthy(cls) -> tuple[Flow, ...]:
+        return (_flows.plain(), _flows.plain(stuck=True), _flows.plain(depth=30, weights=2.0))
+
+    @classmethod
+    def sick(cls) -> tuple[Flow, ...]:
+        log = NonFinite("loss", "log", "forward", 0, "its input was [64] in [0, 1]")
+        data = NonFinite("input", "data", "input", 0, "3 of 640 values of tensor 0")
+        late = NonFinite("layers.4", "sqrt", "backward", 12)
+        return tuple(replace(_flows.plain(stuck=True), nonfinite=born) for born in (log, data, late))
+
