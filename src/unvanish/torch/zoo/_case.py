@@ -72,7 +72,7 @@ def sick(
 
     def make(builder: Callable[[bool], Program]) -> Case:
         return Case(
-            name=builder.__name__,  # type: ignore[attr-defined]
+            name=builder.__name__,
             build=seeded(builder, True),
             cause=cause,
             accept=accept,
@@ -89,7 +89,7 @@ def well(why: str, *, holdout: bool = False) -> Callable[[Callable[[], Program]]
     """Make a case of a builder of a healthy program; ``why`` tells what makes it look ill."""
 
     def make(builder: Callable[[], Program]) -> Case:
-        name: str = builder.__name__  # type: ignore[attr-defined]
+        name: str = builder.__name__
         return Case(name, seeded(builder), None, (), (), holdout, why)
 
     return make

@@ -58,11 +58,11 @@ def pairs(program: Program) -> tuple[Tensor, Tensor] | None:
     return torch.cat([out for out, _ in made]), torch.cat([y for _, y in made])
 
 
-def constant_loss(target: Tensor) -> float:
+def constant_loss(target: Tensor, squared: bool = False) -> float:
     """The best loss of a constant prediction: entropy for classes and 0/1 targets, variance for numbers."""
     if target.is_floating_point():
         p = float(target.float().mean())
-        if set(target.unique().tolist()) <= {0.0, 1.0}:
+        if set(target.unique().tolist()) <= {0.0, 1.0} and not squared:
             return -p * math.log(p) - (1 - p) * math.log(1 - p)
         return float(target.float().var())
     share = target.flatten().bincount().float() / target.numel()
@@ -84,10 +84,11 @@ def train(program: Program, steps: int = STEPS) -> Outcome:
         raise ValueError("nothing to train with")
     for step in range(steps):
         program.optimizer.zero_grad()
-        program.loss(program.batches[step % len(program.batches)]).backward()  # type: ignore[no-untyped-call]
+        program.loss(program.batches[step % len(program.batches)]).backward()
         program.optimizer.step()
     seconds, last, made = time.perf_counter() - start, mean_loss(program), pairs(program)
-    floor, final = (None, None) if made is None else (constant_loss(made[1]), score(*made))
+    squared = isinstance(program.loss_fn, torch.nn.MSELoss)
+    floor, final = (None, None) if made is None else (constant_loss(made[1], squared), score(*made))
     return Outcome(first, last, floor, final, seconds)
 
 
@@ -126,7 +127,7 @@ def main(names: list[str]) -> None:
     warnings.simplefilter("ignore")
     for case in cases():
         if not names or case.name in names or case.cause in names or (case.cause is None and "healthy" in names):
-            print(report(case), flush=True)
+            print(report(case), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -70,12 +70,16 @@ def conv_layer_dead(ill: bool) -> Program:
     return Program(model, digits(image=True), torch.optim.Adam(model.parameters(), lr=3e-3), nn.CrossEntropyLoss())
 
 
-@sick("dead-units", r"^[345]$", why="BatchNorm's beta starts at -6, so the ReLU behind it never fires.",
-      holdout=True)
+@sick("dead-units", r"^[345]$", why="BatchNorm's beta starts at -6, so the ReLU behind it never fires.", holdout=True)
 def batchnorm_beta_dead(ill: bool) -> Program:
     model = nn.Sequential(
-        nn.Linear(30, 64), nn.BatchNorm1d(64), nn.ReLU(),
-        nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 2),
+        nn.Linear(30, 64),
+        nn.BatchNorm1d(64),
+        nn.ReLU(),
+        nn.Linear(64, 64),
+        nn.BatchNorm1d(64),
+        nn.ReLU(),
+        nn.Linear(64, 2),
     )
-    nn.init.constant_(model[4].bias, -6.0 if ill else 0.0)
+    nn.init.constant_(model[4].bias, -6.0 if ill else 0.0)  # type: ignore[arg-type]
     return Program(model, table("breast_cancer"), torch.optim.Adam(model.parameters(), lr=1e-3), F.cross_entropy)

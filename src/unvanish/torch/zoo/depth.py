@@ -15,7 +15,9 @@ from unvanish.torch.zoo._data import digits
 class Plain(nn.Module):
     """A stack of equal layers, or the same stack with a skip past each (scaled by 1/depth)."""
 
-    def __init__(self, depth: int, activation: nn.Module, inputs: int, classes: int, skip: bool, width: int = 32) -> None:
+    def __init__(
+        self, depth: int, activation: nn.Module, inputs: int, classes: int, skip: bool, width: int = 32
+    ) -> None:
         super().__init__()
         self.embed = nn.Linear(inputs, width)
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
@@ -41,8 +43,12 @@ def relu_he_hundred(ill: bool) -> Program:
     return Program(model, digits(), torch.optim.Adam(model.parameters(), lr=1e-3), nn.CrossEntropyLoss())
 
 
-@sick("depth", r"layers\.|act", why="At gain 0.95 a tanh layer is nearly critical, but 300 of them lose e^-16.",
-      accept=("initialization",))
+@sick(
+    "depth",
+    r"layers\.|act",
+    why="At gain 0.95 a tanh layer is nearly critical, but 300 of them lose e^-16.",
+    accept=("initialization",),
+)
 def tanh_three_hundred(ill: bool) -> Program:
     model = Plain(300, nn.Tanh(), 64, 10, skip=not ill)
     for layer in model.layers:
@@ -85,7 +91,9 @@ class PlainCNN(nn.Module):
         return self.fc(self.body(F.relu(self.stem(x))).flatten(1))
 
 
-@sick("depth", r"body", why="Sixty He-initialised convolutions in a plain row.", accept=("initialization",), holdout=True)
+@sick(
+    "depth", r"body", why="Sixty He-initialised convolutions in a plain row.", accept=("initialization",), holdout=True
+)
 def conv_sixty(ill: bool) -> Program:
     model = PlainCNN(60 if ill else 4)
     return Program(model, digits(32, image=True), torch.optim.Adam(model.parameters(), lr=1e-3), nn.CrossEntropyLoss())

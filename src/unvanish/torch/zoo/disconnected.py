@@ -40,7 +40,11 @@ class NoGradBackbone(nn.Module):
     def __init__(self, no_grad: bool) -> None:
         super().__init__()
         self.backbone = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveMaxPool2d(2)
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveMaxPool2d(2),
         )
         self.fc = nn.Linear(32, 10)
         self.no_grad = no_grad
@@ -177,8 +181,14 @@ class TokenPipeline(nn.Module):
         return self.answer(self.embedding(scores.argmax(-1)))
 
 
-@sick("disconnected", "reader", "token", "argmax", why="Argmax between two nets: the reader gets no gradient.",
-      holdout=True)
+@sick(
+    "disconnected",
+    "reader",
+    "token",
+    "argmax",
+    why="Argmax between two nets: the reader gets no gradient.",
+    holdout=True,
+)
 def argmax_tokens(ill: bool) -> Program:
     model = TokenPipeline(not ill)
     return Program(model, remembered(8, 3), torch.optim.Adam(model.parameters(), lr=2e-2), nn.CrossEntropyLoss())
@@ -198,8 +208,14 @@ class CharModel(nn.Module):
         return self.proj(out).transpose(1, 2)
 
 
-@sick("disconnected", "lstm", "embed", "optimizer", holdout=True,
-      why="Embedding and LSTM were replaced after the optimizer was made, which still holds the old ones.")
+@sick(
+    "disconnected",
+    "lstm",
+    "embed",
+    "optimizer",
+    holdout=True,
+    why="Embedding and LSTM were replaced after the optimizer was made, which still holds the old ones.",
+)
 def replaced_after_optimizer(ill: bool) -> Program:
     model = CharModel()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)

@@ -29,8 +29,12 @@ class ReluNet(nn.Module):
         return self.out(self.hidden(F.relu(self.inp(x))))
 
 
-@sick("exploding", r"hidden|inp|out", why="Twelve ReLU layers with weights from N(0, 1) grow fivefold each.",
-      accept=("initialization",))
+@sick(
+    "exploding",
+    r"hidden|inp|out",
+    why="Twelve ReLU layers with weights from N(0, 1) grow fivefold each.",
+    accept=("initialization",),
+)
 def relu_standard_normal(ill: bool) -> Program:
     model = ReluNet(12, 1.0 if ill else (2 / 48) ** 0.5)
     return Program(model, digits(), torch.optim.Adam(model.parameters(), lr=1e-3), nn.CrossEntropyLoss())
@@ -42,7 +46,7 @@ def leaky_gain_three(ill: bool) -> Program:
     for _ in range(20):
         layers += [nn.Linear(32, 32), nn.LeakyReLU(0.2)]
     model = nn.Sequential(*layers, nn.Linear(32, 2))
-    for m in model[:-1]:
+    for m in list(model)[:-1]:
         if isinstance(m, nn.Linear):
             nn.init.orthogonal_(m.weight, 3.0 if ill else 1.38)
     return Program(model, table("breast_cancer"), torch.optim.SGD(model.parameters(), lr=0.05), nn.CrossEntropyLoss())
@@ -55,7 +59,7 @@ class ReluRNN(nn.Module):
         super().__init__()
         self.rnn = nn.RNN(8, 32, nonlinearity="relu", batch_first=True)
         self.fc = nn.Linear(32, 8)
-        nn.init.orthogonal_(self.rnn.weight_hh_l0, radius)
+        nn.init.orthogonal_(self.rnn.weight_hh_l0, radius)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         out, _ = self.rnn(x)
@@ -108,8 +112,13 @@ class LoopedRNN(nn.Module):
         return torch.stack(outputs, -1)
 
 
-@sick("exploding", "recurrent", why="A recurrence with 1.8 on its diagonal doubles 40 times.",
-      accept=("recurrent-depth",), holdout=True)
+@sick(
+    "exploding",
+    "recurrent",
+    why="A recurrence with 1.8 on its diagonal doubles 40 times.",
+    accept=("recurrent-depth",),
+    holdout=True,
+)
 def looped_rnn(ill: bool) -> Program:
     model = LoopedRNN(1.8 if ill else 0.0)
     return Program(model, characters(32, 40), torch.optim.Adam(model.parameters(), lr=1e-2), nn.CrossEntropyLoss())
@@ -133,8 +142,15 @@ class DeepConv(nn.Module):
         return self.head(self.trunk(x).flatten(1))
 
 
-@sick("exploding", "trunk", why="Convolutions drawn from N(0, 0.7) with a fan-in of 108 grow sixfold each.",
-      accept=("initialization",), holdout=True)
+@sick(
+    "exploding",
+    "trunk",
+    why="Convolutions drawn from N(0, 0.7) with a fan-in of 108 grow sixfold each.",
+    accept=("initialization",),
+    holdout=True,
+)
 def conv_normal(ill: bool) -> Program:
     model = DeepConv(0.7 if ill else 0.11)
-    return Program(model, digits(32, image=True), torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9), nn.CrossEntropyLoss())
+    return Program(
+        model, digits(32, image=True), torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9), nn.CrossEntropyLoss()
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +14,9 @@ from unvanish.torch.zoo._data import digits, table
 # mypy: disable-error-code="no-any-return"
 
 
-def stack(depth: int, activation: type[nn.Module], width: int = 64, inputs: int = 64, classes: int = 10) -> nn.Sequential:
+def stack(
+    depth: int, activation: type[nn.Module], width: int = 64, inputs: int = 64, classes: int = 10
+) -> nn.Sequential:
     """``depth`` x (Linear, activation) and a head."""
     layers: list[nn.Module] = []
     for i in range(depth):
@@ -22,7 +26,7 @@ def stack(depth: int, activation: type[nn.Module], width: int = 64, inputs: int 
 
 def centred_sigmoid_(model: nn.Sequential, gain: float) -> None:
     """Orthogonal weights of ``gain``, with biases that take the mean 1/2 of the sigmoids away."""
-    for i, layer in enumerate(m for m in model[:-1] if isinstance(m, nn.Linear)):
+    for i, layer in enumerate(m for m in list(model)[:-1] if isinstance(m, nn.Linear)):
         nn.init.orthogonal_(layer.weight, gain if i else 1.0)
         with torch.no_grad():
             layer.bias.copy_(-0.5 * layer.weight.sum(1) if i else torch.zeros_like(layer.bias))
@@ -67,7 +71,7 @@ class DeepTanh(nn.Module):
 def relu_twenty(ill: bool) -> Program:
     model = stack(20, nn.ReLU)
     if not ill:
-        for layer in model[:-1]:
+        for layer in list(model)[:-1]:
             if isinstance(layer, nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
@@ -124,7 +128,7 @@ def tiny_bottleneck(ill: bool) -> Program:
 @sick("initialization", r"^\d+$", why="A stack of ten linear layers of std 0.02 passes a millionth of the gradient.")
 def linear_stack_small(ill: bool) -> Program:
     model = nn.Sequential(*[nn.Linear(64, 64, bias=False) for _ in range(10)], nn.Linear(64, 10))
-    for layer in model[:-1]:
+    for layer in list(model)[:-1]:
         nn.init.normal_(layer.weight, std=0.02 if ill else 0.125)  # type: ignore[arg-type]
     return Program(model, digits(), torch.optim.SGD(model.parameters(), lr=0.01), F.cross_entropy)
 
@@ -156,9 +160,7 @@ class PlainConvNet(nn.Module):
     def __init__(self, depth: int = 20, channels: int = 16) -> None:
         super().__init__()
         widths = [1] + [channels] * depth
-        self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
         self.fc = nn.Linear(channels * 64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -167,12 +169,17 @@ class PlainConvNet(nn.Module):
         return self.fc(x.flatten(1))
 
 
-@sick("initialization", r"convs\.", why="Twenty convolutions with default init, each 2.4 times too small for ReLU.",
-      holdout=True)
+@sick(
+    "initialization",
+    r"convs\.",
+    why="Twenty convolutions with default init, each 2.4 times too small for ReLU.",
+    holdout=True,
+)
 def conv_twenty(ill: bool) -> Program:
     model = PlainConvNet()
     for conv in model.convs:
-        assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+        assert isinstance(conv, nn.Conv2d)
+        assert conv.bias is not None
         if not ill:
             nn.init.kaiming_normal_(conv.weight)
             nn.init.zeros_(conv.bias)

@@ -86,26 +86,38 @@ class BoundedRegressor(nn.Module):
         return self.last(self.out(torch.tanh(self.hidden(x))))
 
 
-@sick("loss-mismatch", "loss", "last", "out", why="A sigmoid output in 0..1 is to predict standardised targets of -2..3.")
+@sick(
+    "loss-mismatch", "loss", "last", "out", why="A sigmoid output in 0..1 is to predict standardised targets of -2..3."
+)
 def sigmoid_for_regression(ill: bool) -> Program:
     model = BoundedRegressor(ill)
     return Program(model, column(table("diabetes")), torch.optim.Adam(model.parameters(), lr=1e-2), nn.MSELoss())
 
 
-@sick("loss-mismatch", "loss", "optimizer", why="reduction='sum' over 256 samples makes SGD's step 256 times too long.",
-      accept=("learning-rate-high",))
+@sick(
+    "loss-mismatch",
+    "loss",
+    "optimizer",
+    why="reduction='sum' over 256 samples makes SGD's step 256 times too long.",
+    accept=("learning-rate-high",),
+)
 def sum_reduction(ill: bool) -> Program:
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     loss = nn.CrossEntropyLoss(reduction="sum" if ill else "mean")
     return Program(model, digits(256, 8), torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), loss)
 
 
-@sick("loss-mismatch", "loss", r"^[45]$", accept=("saturation",),
-      why="Mean squared error on a sigmoid that starts at its flat end has no gradient; cross-entropy has.")
+@sick(
+    "loss-mismatch",
+    "loss",
+    r"^[45]$",
+    accept=("saturation",),
+    why="Mean squared error on a sigmoid that starts at its flat end has no gradient; cross-entropy has.",
+)
 def mse_on_saturated_sigmoid(ill: bool) -> Program:
     model = nn.Sequential(nn.Linear(30, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
     with torch.no_grad():
-        model[4].bias.fill_(-12.0)
+        model[4].bias.fill_(-12.0)  # type: ignore[operator]
     if ill:
         model.append(nn.Sigmoid())
     batches = column(table("breast_cancer"))
@@ -132,7 +144,7 @@ class ReluLogits(nn.Module):
 @sick("loss-mismatch", "loss", "fc", "relu", why="A ReLU on the logits kills classes for good.", accept=("dead-units",))
 def relu_on_logits(ill: bool) -> Program:
     model = ReluLogits(ill)
-    nn.init.constant_(model.fc.bias, -1.0)  # type: ignore[arg-type]
+    nn.init.constant_(model.fc.bias, -1.0)
     return Program(model, digits(image=True), torch.optim.SGD(model.parameters(), lr=0.1), F.cross_entropy)
 
 
@@ -157,7 +169,9 @@ def gru_softmax_twice(ill: bool) -> Program:
     return Program(model, digits(image=True), torch.optim.Adam(model.parameters(), lr=2e-3), F.cross_entropy)
 
 
-@sick("loss-mismatch", "loss", why="nn.MSELoss between (n, 1) and (n,) through an objective of the user's.", holdout=True)
+@sick(
+    "loss-mismatch", "loss", why="nn.MSELoss between (n, 1) and (n,) through an objective of the user's.", holdout=True
+)
 def broadcast_in_objective(ill: bool) -> Program:
     model = BoundedRegressor(False)
     criterion = nn.MSELoss()
@@ -182,8 +196,15 @@ class Decoder(nn.Module):
         return self.decoder(self.encoder(x))
 
 
-@sick("loss-mismatch", "loss", r"decoder\.3", "input", accept=("saturation", "input-scale"), holdout=True,
-      why="The decoder's sigmoid ends at 1 and the pixels to be rebuilt go up to 16.")
+@sick(
+    "loss-mismatch",
+    "loss",
+    r"decoder\.3",
+    "input",
+    accept=("saturation", "input-scale"),
+    holdout=True,
+    why="The decoder's sigmoid ends at 1 and the pixels to be rebuilt go up to 16.",
+)
 def sigmoid_decoder_raw_pixels(ill: bool) -> Program:
     model = Decoder(nn.Sigmoid())
     batches = [(x, 16 * x if ill else x) for x, _ in pixels()]

@@ -162,7 +162,9 @@ class RootFeatures(nn.Module):
         return self.fc2(torch.where(h > 1e-4, root, torch.zeros_like(h)))
 
 
-@sick("non-finite", "sqrt", "fc1", why="torch.where hides the NaN of sqrt forward; backward it is 0 * inf.", holdout=True)
+@sick(
+    "non-finite", "sqrt", "fc1", why="torch.where hides the NaN of sqrt forward; backward it is 0 * inf.", holdout=True
+)
 def where_trap(ill: bool) -> Program:
     model = RootFeatures(not ill)
     return Program(model, digits(), torch.optim.Adam(model.parameters(), lr=3e-3), nn.CrossEntropyLoss())

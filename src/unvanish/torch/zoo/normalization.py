@@ -105,15 +105,23 @@ class ResMLP(nn.Module):
         return self.head(self.norm(x))
 
 
-@sick("normalization", r"blocks\.", why="Thirty He-initialised residual blocks without a norm: the stream explodes.",
-      accept=("exploding",))
+@sick(
+    "normalization",
+    r"blocks\.",
+    why="Thirty He-initialised residual blocks without a norm: the stream explodes.",
+    accept=("exploding",),
+)
 def residual_without_norm(ill: bool) -> Program:
     model = ResMLP(30, norm=not ill)
     return Program(model, digits(), torch.optim.SGD(model.parameters(), lr=0.02), nn.CrossEntropyLoss())
 
 
-@sick("normalization", r"^\d+$", why="BatchNorm in a plain 50-layer ReLU net multiplies the gradient by 1.2 a layer.",
-      accept=("exploding", "depth"))
+@sick(
+    "normalization",
+    r"^\d+$",
+    why="BatchNorm in a plain 50-layer ReLU net multiplies the gradient by 1.2 a layer.",
+    accept=("exploding", "depth"),
+)
 def batchnorm_plain_fifty(ill: bool) -> Program:
     model = norm_mlp(50 if ill else 4)
     return Program(model, digits(), torch.optim.SGD(model.parameters(), lr=0.02), nn.CrossEntropyLoss())
@@ -160,8 +168,12 @@ class PairHead(nn.Module):
         return self.fc2(self.bn2(x))
 
 
-@sick("normalization", "bn", why="Two sequences a batch and BatchNorm in the head: no gradient reaches the GRU.",
-      holdout=True)
+@sick(
+    "normalization",
+    "bn",
+    why="Two sequences a batch and BatchNorm in the head: no gradient reaches the GRU.",
+    holdout=True,
+)
 def batchnorm_pair_head(ill: bool) -> Program:
     batches = remembered(16, 4, batch=2 if ill else 32, count=60)
     model = PairHead()

@@ -31,8 +31,12 @@ class ConvNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
         )
         self.classifier = nn.Linear(32 * 4, 10)
 
@@ -77,24 +81,33 @@ def sgd_ten(ill: bool) -> Program:
     return Program(model, digits(), torch.optim.SGD(model.parameters(), lr=10.0 if ill else 0.2), F.cross_entropy)
 
 
-@sick("learning-rate-high", "optimizer", why="Adam with lr 1 throws every weight by 1 in the first step.",
-      accept=("dead-units",))
+@sick(
+    "learning-rate-high",
+    "optimizer",
+    why="Adam with lr 1 throws every weight by 1 in the first step.",
+    accept=("dead-units",),
+)
 def adam_one(ill: bool) -> Program:
     model = MLP()
     lr = 1.0 if ill else 3e-3
     return Program(model, pixels(), torch.optim.Adam(model.parameters(), lr=lr), nn.CrossEntropyLoss())
 
 
-@sick("learning-rate-high", "optimizer", why="Momentum 0.9 and lr 3 kill all ReLUs of a conv net within steps.",
-      accept=("dead-units",))
+@sick(
+    "learning-rate-high",
+    "optimizer",
+    why="Momentum 0.9 and lr 3 kill all ReLUs of a conv net within steps.",
+    accept=("dead-units",),
+)
 def conv_momentum(ill: bool) -> Program:
     model = ConvNet()
     optimizer = torch.optim.SGD(model.parameters(), lr=3.0 if ill else 0.05, momentum=0.9)
     return Program(model, digits(image=True), optimizer, nn.CrossEntropyLoss())
 
 
-@sick("learning-rate-high", "optimizer", why="A regression with SGD at lr 1 diverges to infinity.",
-      accept=("exploding",))
+@sick(
+    "learning-rate-high", "optimizer", why="A regression with SGD at lr 1 diverges to infinity.", accept=("exploding",)
+)
 def regression_diverges(ill: bool) -> Program:
     model = MLP(10, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0 if ill else 0.05)
@@ -108,8 +121,13 @@ def transformer_half(ill: bool) -> Program:
     return Program(model, characters(), optimizer, nn.CrossEntropyLoss())
 
 
-@sick("learning-rate-high", "optimizer", why="RMSprop at 0.5 saturates the LSTM's gates in its first steps.",
-      accept=("saturation",), holdout=True)
+@sick(
+    "learning-rate-high",
+    "optimizer",
+    why="RMSprop at 0.5 saturates the LSTM's gates in its first steps.",
+    accept=("saturation",),
+    holdout=True,
+)
 def lstm_rmsprop_half(ill: bool) -> Program:
     model = CharLSTM()
     optimizer = torch.optim.RMSprop(model.parameters(), lr=0.5 if ill else 3e-3)
@@ -137,8 +155,12 @@ def schedule_at_zero(ill: bool) -> Program:
     return Program(model, table("breast_cancer"), optimizer, nn.CrossEntropyLoss())
 
 
-@sick("learning-rate-low", "optimizer", why="A fine-tuning rate, 1e-7, for a transformer trained from scratch.",
-      holdout=True)
+@sick(
+    "learning-rate-low",
+    "optimizer",
+    why="A fine-tuning rate, 1e-7, for a transformer trained from scratch.",
+    holdout=True,
+)
 def transformer_fine_tuning_rate(ill: bool) -> Program:
     model = CharTransformer()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-7 if ill else 3e-3, weight_decay=0.1)

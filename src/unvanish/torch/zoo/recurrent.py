@@ -89,8 +89,12 @@ class LoopRNN(nn.Module):
         return self.h2o(h)
 
 
-@sick("recurrent-depth", "h2h", why="A hand-written tanh recurrence with a default h2h contracts over 60 steps.",
-      accept=("initialization",))
+@sick(
+    "recurrent-depth",
+    "h2h",
+    why="A hand-written tanh recurrence with a default h2h contracts over 60 steps.",
+    accept=("initialization",),
+)
 def handwritten_rnn(ill: bool) -> Program:
     model = LoopRNN()
     return Program(model, shown(ill, 60), torch.optim.Adam(model.parameters(), lr=5e-3), F.cross_entropy)
@@ -112,8 +116,12 @@ class CellClassifier(nn.Module):
         return self.classifier(h)
 
 
-@sick("recurrent-depth", "cell", why="An LSTMCell loop of 60 steps with default forget gates forgets the first.",
-      holdout=True)
+@sick(
+    "recurrent-depth",
+    "cell",
+    why="An LSTMCell loop of 60 steps with default forget gates forgets the first.",
+    holdout=True,
+)
 def lstmcell_loop(ill: bool) -> Program:
     model = CellClassifier()
     return Program(model, shown(ill, 60), torch.optim.Adam(model.parameters(), lr=1e-2), nn.CrossEntropyLoss())
@@ -132,8 +140,13 @@ class EncoderDecoder(nn.Module):
         return self.decoder(state[-1])
 
 
-@sick("recurrent-depth", "encoder", why="A two-layer ReLU RNN with default weights loses the first of 80 steps.",
-      accept=("initialization",), holdout=True)
+@sick(
+    "recurrent-depth",
+    "encoder",
+    why="A two-layer ReLU RNN with default weights loses the first of 80 steps.",
+    accept=("initialization",),
+    holdout=True,
+)
 def relu_rnn_encoder(ill: bool) -> Program:
     model = EncoderDecoder()
     return Program(model, shown(ill, 80), torch.optim.Adam(model.parameters(), lr=5e-3), nn.CrossEntropyLoss())

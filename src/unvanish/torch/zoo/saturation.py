@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ class TanhClassifier(nn.Module):
     def __init__(self, hidden: int = 64, depth: int = 6) -> None:
         super().__init__()
         sizes = [64] + [hidden] * depth
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.head = nn.Linear(hidden, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -37,8 +39,13 @@ def tanh_bias_four(ill: bool) -> Program:
     return Program(model, digits(), torch.optim.SGD(model.parameters(), lr=0.1), F.cross_entropy)
 
 
-@sick("saturation", r"layers\.", "tanh", why="Weights drawn from N(0, 3) give pre-activations of +-25.",
-      accept=("exploding",))
+@sick(
+    "saturation",
+    r"layers\.",
+    "tanh",
+    why="Weights drawn from N(0, 3) give pre-activations of +-25.",
+    accept=("exploding",),
+)
 def tanh_normal_three(ill: bool) -> Program:
     model = TanhClassifier(depth=5)
     for layer in model.layers:
@@ -53,8 +60,8 @@ def sigmoid_middle_layer(ill: bool) -> Program:
         nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Sigmoid(), nn.Linear(64, 10)
     )
     with torch.no_grad():
-        model[4].weight.mul_(4.0)
-        model[4].bias.fill_(16.0 if ill else 0.0)
+        model[4].weight.mul_(4.0)  # type: ignore[operator]
+        model[4].bias.fill_(16.0 if ill else 0.0)  # type: ignore[operator]
     return Program(model, digits(), torch.optim.Adam(model.parameters(), lr=3e-3), nn.CrossEntropyLoss())
 
 
@@ -71,8 +78,12 @@ class SparseAutoencoder(nn.Module):
         return self.decoder(self.encoder(x))
 
 
-@sick("saturation", r"encoder\.[23]", why="The code's bias of -20 holds every sigmoid of the bottleneck at 0.",
-      holdout=True)
+@sick(
+    "saturation",
+    r"encoder\.[23]",
+    why="The code's bias of -20 holds every sigmoid of the bottleneck at 0.",
+    holdout=True,
+)
 def sparse_autoencoder(ill: bool) -> Program:
     model = SparseAutoencoder(-20.0 if ill else 0.0)
     batches = [(x, x) for x, _ in table("digits")]

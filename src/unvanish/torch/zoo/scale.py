@@ -30,24 +30,39 @@ class TanhNet(nn.Module):
         return self.head(torch.tanh(self.fc2(torch.tanh(self.fc1(x)))))
 
 
-@sick("input-scale", "input", "fc1", why="Wine's raw features, proline up to 1680, saturate the first tanh layer.",
-      accept=("saturation",))
+@sick(
+    "input-scale",
+    "input",
+    "fc1",
+    why="Wine's raw features, proline up to 1680, saturate the first tanh layer.",
+    accept=("saturation",),
+)
 def wine_raw_tanh(ill: bool) -> Program:
     model = TanhNet(13, 3)
     batches = table("wine", 32, raw=ill)
     return Program(model, batches, torch.optim.Adam(model.parameters(), lr=5e-3), nn.CrossEntropyLoss())
 
 
-@sick("input-scale", "input", r"^[01]$", why="Raw wine features of size 1000 make SGD's first steps explode.",
-      accept=("exploding", "learning-rate-high"))
+@sick(
+    "input-scale",
+    "input",
+    r"^[01]$",
+    why="Raw wine features of size 1000 make SGD's first steps explode.",
+    accept=("learning-rate-high",),
+)
 def wine_raw_sgd(ill: bool) -> Program:
     model = nn.Sequential(nn.Linear(13, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
     batches = table("wine", 32, raw=ill)
     return Program(model, batches, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), F.cross_entropy)
 
 
-@sick("input-scale", "input", "fc1", why="16-bit images with a background of 30000: every tanh of fc1 is at +-1, for any image.",
-      accept=("saturation",))
+@sick(
+    "input-scale",
+    "input",
+    "fc1",
+    why="16-bit images with a background of 30000: every tanh of fc1 is at +-1, for any image.",
+    accept=("saturation",),
+)
 def sixteen_bit_pixels(ill: bool) -> Program:
     model = TanhNet(64, 10)
     batches = scaled(pixels(), 2000.0, offset=30000.0) if ill else pixels()
@@ -65,8 +80,15 @@ class PriceModel(nn.Module):
         return self.net(x).squeeze(-1)
 
 
-@sick("input-scale", "loss", "input", "target", r"net\.4", why="Targets are 1e5 and Adam moves the output by 1e-3 a step.",
-      accept=("learning-rate-low", "loss-mismatch"))
+@sick(
+    "input-scale",
+    "loss",
+    "input",
+    "target",
+    r"net\.4",
+    why="Targets are 1e5 and Adam moves the output by 1e-3 a step.",
+    accept=("learning-rate-low", "loss-mismatch"),
+)
 def targets_hundred_thousand(ill: bool) -> Program:
     model = PriceModel()
     batches = [(x, 1e5 * (y + 2) if ill else y) for x, y in table("diabetes")]
@@ -93,8 +115,14 @@ class SensorLSTM(nn.Module):
         return self.fc(h[-1])
 
 
-@sick("input-scale", "input", "lstm", why="Sensor counts around 20000 with small changes saturate every gate.",
-      accept=("saturation",), holdout=True)
+@sick(
+    "input-scale",
+    "input",
+    "lstm",
+    why="Sensor counts around 20000 with small changes saturate every gate.",
+    accept=("saturation",),
+    holdout=True,
+)
 def sensor_counts(ill: bool) -> Program:
     model = SensorLSTM()
     batches = table("wine", 32)
@@ -115,8 +143,16 @@ class ConvRegressor(nn.Module):
         return self.fc(F.relu(self.conv2(F.relu(self.conv1(x)))).flatten(1))
 
 
-@sick("input-scale", "loss", "input", "target", "fc", why="The regression target is in thousands of units; L1 and Adam crawl.",
-      accept=("learning-rate-low", "loss-mismatch"), holdout=True)
+@sick(
+    "input-scale",
+    "loss",
+    "input",
+    "target",
+    "fc",
+    why="The regression target is in thousands of units; L1 and Adam crawl.",
+    accept=("learning-rate-low", "loss-mismatch"),
+    holdout=True,
+)
 def conv_regression_raw_target(ill: bool) -> Program:
     model = ConvRegressor()
     batches = column([(x, 5000.0 * y.float() if ill else (y.float() - 4.5) / 2.9) for x, y in pixels(image=True)])
@@ -135,8 +171,14 @@ class PatientNet(nn.Module):
         return self.readout(self.encoder(x))
 
 
-@sick("input-scale", "input", r"encoder\.[01]", why="Raw diabetes features (cholesterol 200, sex 1..2) feed a sigmoid layer.",
-      accept=("saturation",), holdout=True)
+@sick(
+    "input-scale",
+    "input",
+    r"encoder\.[01]",
+    why="Raw diabetes features (cholesterol 200, sex 1..2) feed a sigmoid layer.",
+    accept=("saturation",),
+    holdout=True,
+)
 def diabetes_raw_sigmoid(ill: bool) -> Program:
     model = PatientNet()
     nn.init.xavier_normal_(model.encoder[0].weight, gain=3.0)  # type: ignore[arg-type]

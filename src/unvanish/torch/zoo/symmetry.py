@@ -31,8 +31,14 @@ class Net(nn.Module):
         return self.out(F.relu(self.fc2(F.relu(self.fc1(x)))))
 
 
-@sick("symmetry", "fc1", "fc2", "out", why="All weights start at zero: nothing passes in either direction.",
-      accept=("initialization", "dead-units"))
+@sick(
+    "symmetry",
+    "fc1",
+    "fc2",
+    "out",
+    why="All weights start at zero: nothing passes in either direction.",
+    accept=("initialization", "dead-units"),
+)
 def zero_weights(ill: bool) -> Program:
     model = Net()
     if ill:
@@ -45,9 +51,9 @@ def constant_weights(ill: bool) -> Program:
     model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10))
     if ill:
         for layer in (model[0], model[2]):
-            nn.init.constant_(layer.weight, 0.02)
-            nn.init.zeros_(layer.bias)
-        nn.init.constant_(model[4].weight, 0.02)
+            nn.init.constant_(layer.weight, 0.02)  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        nn.init.constant_(model[4].weight, 0.02)  # type: ignore[arg-type]
     return Program(model, digits(), torch.optim.Adam(model.parameters(), lr=3e-3), nn.CrossEntropyLoss())
 
 
