@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from unvanish.torch.activations import Units
 from unvanish.torch.cuts import find_cuts
+from unvanish.torch.graph import Graph
 from unvanish.torch.inputs import view_inputs
 from unvanish.torch.losses import view_loss
 from unvanish.torch.naming import Names, names_of
@@ -47,6 +48,24 @@ def observe(model: nn.Module, optimizer: Optimizer | None, objective: Objective,
     return finish(probe, loss, model, optimizer, names, inputs, objective.target)
 
 
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What is read before the backward pass frees the graph."""
+
+    graph: Graph | None
+    loss: LossView
+    cuts: tuple[Cut, ...]
+    inputs: tuple[InputView, ...]
+
+
+def before_backward(probe: Probe, loss: Tensor, inputs: Any, target: Tensor | None) -> Before:
+    """Hook the graph of ``loss`` and describe what it ends in; a backward pass, ours or the user's, comes next."""
+    output = main_tensor(probe.scopes.output)
+    graph = probe.attach(loss) if loss.requires_grad else None
+    view = view_loss(loss, graph, output, target)
+    return Before(graph, view, find_cuts(probe.scopes, graph), view_inputs(inputs, graph))
+
+
 def finish(
     probe: Probe,
     loss: Tensor,
@@ -57,11 +76,8 @@ def finish(
     target: Tensor | None,
 ) -> Observation:
     """The second half of a probe: graph, backward pass, and the description of what was seen."""
-    output = main_tensor(probe.scopes.output)
-    graph = probe.attach(loss) if loss.requires_grad else None
-    view = view_loss(loss, graph, output, target)
-    cuts = find_cuts(probe.scopes, graph)
-    seen = view_inputs(inputs, graph)
+    before = before_backward(probe, loss, inputs, target)
+    graph = before.graph
     if graph is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the user's own backward says it again
@@ -70,4 +86,5 @@ def finish(
     parameters = view_parameters(named, graph, probe.scopes, names, optimizer)
     sites, units = probe.sites() if graph is not None else ((), {})
     times = probe.times.profiles(sites)
-    return Observation(sites, units, parameters, view, times, seen, cuts, probe.scopes.batch_size)
+    size = probe.scopes.batch_size
+    return Observation(sites, units, parameters, before.loss, times, before.inputs, before.cuts, size)

@@ -47,7 +47,7 @@ def flow_of(
             loss=first.loss,
             times=first.times,
             inputs=first.inputs,
-            optimizer=_view(optimizer, given),
+            optimizer=view_optimizer(optimizer, given),
             cuts=first.cuts,
             batch_size=first.batch_size,
             unobserved=unobserved(sites),
@@ -139,7 +139,8 @@ def _gradient_broken(flow: Flow) -> bool:
     return any(p.log_grad is not None and (math.isnan(p.log_grad) or p.log_grad == math.inf) for p in flow.parameters)
 
 
-def _view(optimizer: Optimizer, given: bool) -> OptimizerView:
+def view_optimizer(optimizer: Optimizer, given: bool) -> OptimizerView:
+    """Class, learning rates, eps and weight decay of an optimizer; ``given`` = it is the user's own."""
     name = type(optimizer).__name__
     groups = optimizer.param_groups
     eps = groups[0].get("eps")
