@@ -175,6 +175,6 @@ class PairHead(nn.Module):
     holdout=True,
 )
 def batchnorm_pair_head(ill: bool) -> Program:
-    batches = remembered(16, 4, batch=2 if ill else 32, count=60)
+    batches = remembered(10, 5, batch=2 if ill else 32, count=60)
     model = PairHead()
-    return Program(model, batches, torch.optim.Adam(model.parameters(), lr=5e-3), F.cross_entropy)
+    return Program(model, batches, torch.optim.Adam(model.parameters(), lr=1e-2), F.cross_entropy)
