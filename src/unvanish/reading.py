@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
-from unvanish.types import Evidence, Experiment, Flow, Parameter, Site, Step
+from unvanish.types import Evidence, Experiment, Flow, Parameter, Site, Step, TimeProfile
 
 LEARNS = 0.4  # share of the constant predictor's loss that must be gone for "it learns"
 FALL = math.log(30)  # nats; smaller differences between first and last layer are met in every healthy net
@@ -134,3 +134,55 @@ def learning_evidence(flow: Flow) -> tuple[Evidence, ...]:
     if flow.loss.floor is not None and flow.steps:
         shown.append(Evidence("last loss", flow.steps[-1].loss, "", f"below {flow.loss.floor:.4g} (constant predictor)"))
     return tuple(shown)
+
+
+def trains(flow: Flow) -> float | None:
+    """Share of the constant predictor's loss removed in the training itself, on changing batches; None if unseen."""
+    return Experiment("none", 1.0, tuple(step.loss for step in flow.steps), flow.loss.floor).progress
+
+
+def plain_depth(flow: Flow) -> int:
+    """Most weight layers in a row on the forward path without a sum or concatenation of two branches in between."""
+    rows: dict[int, int] = {}
+    for site in flow.sites:
+        below = max((rows.get(order, 0) for order in site.inputs), default=0)
+        joined = site.kind == "merge" and len(site.inputs) > 1
+        rows[site.order] = 0 if joined else below + (site.kind in ("linear", "convolution"))
+    return max(rows.values(), default=0)
+
+
+def time_fall(profile: TimeProfile) -> float | None:
+    """Nats the gradient loses from its largest time step to the early ones (negative: it grows towards the start).
+
+    Trailing padding does not count.  +inf where the early steps get exactly nothing.
+    """
+    logs = profile.log_grads[: len(profile.log_grads) - profile.padded]
+    if len(logs) < 4 or any(math.isnan(log) for log in logs):
+        return None
+    early, late = max(logs[: max(1, len(logs) // 4)]), max(logs[-max(1, len(logs) // 4) :])
+    if late == -math.inf:
+        return None
+    return late - early
+
+
+def with_feeders(flow: Flow, sites: Iterable[Site]) -> tuple[str, ...]:
+    """Labels of these sites and of the weights that feed them: where the cure is applied."""
+    by_order = {site.order: site for site in flow.sites}
+    labels: list[str] = []
+    for site in sites:
+        feeding = [by_order[order] for order in site.inputs if order in by_order]
+        labels += [f.label for f in feeding if f.kind in ("linear", "convolution", "normalization")]
+        labels.append(site.label)
+    return tuple(dict.fromkeys(labels))
+
+
+def overflowed(flow: Flow) -> bool:
+    """A NaN or Inf was born in a plain product: the end of a growth, not a bug in one op."""
+    born = flow.nonfinite
+    return born is not None and born.op in ("mm", "addmm", "bmm", "mul", "convolution", "linear", "add", "sum", "pow")
+
+
+def update_ratio(flow: Flow) -> float | None:
+    """Median ||update|| / ||weight|| over the steps looked at."""
+    known = [step.update_ratio for step in flow.steps if step.update_ratio is not None]
+    return statistics.median(known) if known else None

@@ -265,11 +265,12 @@ class Snapshot:
 class Experiment:
     """An intervention on a copy: train on one fixed batch with one lever moved; the losses tell.
 
-    ``lever`` is "none" (the user's own setting), "learning-rate", "inputs-standardized" or "targets-standardized";
+    ``lever`` is "none" (the user's own setting), "learning-rate", "inputs-standardized", "targets-standardized" or
+    "float32" (all weights and data in full precision);
     ``factor`` what the lever was multiplied by.  ``floor`` is the constant predictor's loss on that batch.
     """
 
-    lever: Literal["none", "learning-rate", "inputs-standardized", "targets-standardized"]
+    lever: Literal["none", "learning-rate", "inputs-standardized", "targets-standardized", "float32"]
     factor: float
     losses: tuple[float, ...]
     floor: float | None = None

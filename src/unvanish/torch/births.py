@@ -45,7 +45,7 @@ def find_forward_birth(names: Names, forward: Callable[[], object], step: int) -
     if mode.first is None:
         return None
     where, op, detail = mode.first
-    return NonFinite(where or "loss", op, "forward", step, detail)
+    return NonFinite(where or op, op, "forward", step, detail)
 
 
 def find_bad_source(inputs: object, named: Iterable[tuple[str, Tensor]], step: int) -> NonFinite | None:

@@ -18,9 +18,10 @@ from unvanish.torch.copies import working_copy
 from unvanish.torch.inputs import view_inputs
 from unvanish.torch.objective import Objective
 from unvanish.torch.rehearse import take_step
-from unvanish.types import Experiment
+from unvanish.types import Experiment, Flow
 
-_FACTORS = (0.1, 0.01, 10.0, 100.0, 1000.0)
+_FACTORS = (0.1, 0.01, 10.0, 100.0)
+_GOOD_RATIOS = (0.01, 0.1)  # update / weight of a brisk but sound step
 _ENOUGH = 0.5  # this much progress on one batch settles that the network can learn
 
 
@@ -42,6 +43,10 @@ def overfit(
     if lever == "learning-rate":
         for group in work.optimizer.param_groups:
             group["lr"] = group["lr"] * factor
+    if lever == "float32":
+        work.model.float()
+        work.optimizer.state.clear()
+        batch = _widened(batch)
     if lever.endswith("standardized"):
         batch = _standardized(batch, inputs=lever.startswith("inputs"))
         floor = 1.0 if lever.startswith("targets") and floor is not None else floor
@@ -62,32 +67,53 @@ def _train(model: nn.Module, optimizer: Optimizer, objective: Objective, batch: 
 
 
 def experiments(
-    model: nn.Module, optimizer: Optimizer, objective: Objective, batch: Any, steps: int, floor: float | None, given: bool
+    model: nn.Module, optimizer: Optimizer, objective: Objective, batch: Any, flow: Flow, steps: int
 ) -> tuple[Experiment, ...]:
-    """Overfit one batch; if that fails, move the input's scale, the target's scale and the learning rate.
+    """Overfit one batch; if that fails, move the number format, the scales and the learning rate, one at a time.
 
     Args:
         model: the user's model; only copies of it are trained.
         optimizer: the user's optimizer, or ours where none was given (then its learning rate is not questioned).
         objective: how a batch becomes a loss.
         batch: the batch to learn by heart.
+        flow: what is known so far: the constant predictor's loss, the optimizer, the updates.
         steps: optimizer steps per experiment.
-        floor: the constant predictor's loss on this batch.
-        given: the optimizer is the user's own.
 
     Returns:
         The experiments made, the unmoved one first.
     """
+    floor = flow.loss.floor
     base = overfit(model, optimizer, objective, batch, steps, floor)
-    done = [base]
-    if (base.progress or 0.0) >= _ENOUGH or len(base.losses) < 2:
-        return tuple(done)
-    levers = [(lever, 1.0) for lever in ("inputs-standardized", "targets-standardized") if _movable(objective, batch, lever)]
-    if given:
-        levers += [("learning-rate", factor) for factor in _FACTORS]
-    for lever, factor in levers:
-        done.append(overfit(model, optimizer, objective, batch, steps, floor, lever=lever, factor=factor))
-    return tuple(done)
+    reached = base.progress or 0.0
+    levers: list[tuple[str, float]] = []
+    if reached < 0.9:
+        scales = ("inputs-standardized", "targets-standardized")
+        levers += [(lever, 1.0) for lever in scales if _movable(objective, batch, lever)]
+    if reached < _ENOUGH:
+        if any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters()):
+            levers.append(("float32", 1.0))
+        levers += [("learning-rate", factor) for factor in _factors(flow)]
+    moved = (overfit(model, optimizer, objective, batch, steps, floor, lever=k, factor=f) for k, f in levers)
+    return (base, *moved)
+
+
+def _factors(flow: Flow) -> tuple[float, ...]:
+    """Learning rates worth a try: decades around the user's, and the one that would give sound updates."""
+    if flow.optimizer is None or not flow.optimizer.given or max(flow.optimizer.learning_rates) == 0:
+        return ()
+    ratio = flow.steps[0].update_ratio if flow.steps else None
+    if ratio is None or not 0 < ratio < _GOOD_RATIOS[0] / 200:
+        return _FACTORS
+    return (*_FACTORS, *(good / ratio for good in _GOOD_RATIOS))
+
+
+def _widened(batch: Any) -> Any:
+    """The batch with its half-precision tensors in float32."""
+    if isinstance(batch, Tensor):
+        return batch.float() if batch.is_floating_point() else batch
+    if isinstance(batch, dict):
+        return {key: _widened(value) for key, value in batch.items()}
+    return type(batch)(_widened(part) for part in batch) if isinstance(batch, tuple | list) else batch
 
 
 def _movable(objective: Objective, batch: Any, lever: str) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from unvanish.torch.graph import Graph
@@ -16,6 +17,7 @@ from unvanish.torch.scopes import Scopes
 from unvanish.types import Parameter
 
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
+_NESTED = 4  # lists in lists in lists are looked through, no deeper
 
 
 def view_parameters(
@@ -29,13 +31,37 @@ def view_parameters(
         _view(name, p, id(p) in reached, None if listed is None else id(p) in listed, used.get(id(p)))
         for name, p in named.items()
     ]
-    leaves = {} if graph is None else graph.leaves
-    for leaf in leaves.values():
-        if id(leaf) not in names.parameters and leaf.requires_grad and leaf.is_leaf:
-            shown = f"unregistered {list(leaf.shape)}"
-            view = _view(shown, leaf, True, None if listed is None else id(leaf) in listed, True)
-            views.append(replace(view, registered=False))
+    unknown = {key: leaf for key, leaf in (graph.leaves if graph else {}).items() if key not in names.parameters}
+    for key, path in _held(scopes, unknown).items():
+        view = _view(path, unknown[key], True, None if listed is None else key in listed, True)
+        views.append(replace(view, registered=False))
     return tuple(views)
+
+
+def _held(scopes: Scopes, unknown: dict[int, Tensor]) -> dict[int, str]:
+    """Weights the model holds without having registered them: id -> path, such as ``blocks[0].weight``.
+
+    A leaf that no attribute of the model leads to is data that asks for a gradient (a PINN's points), not a weight.
+    """
+    found: dict[int, str] = {}
+    for call in scopes.calls if unknown else ():
+        for attribute, value in vars(call.module).items():
+            if not attribute.startswith("_"):
+                prefix = f"{call.name}.{attribute}" if call.name else attribute
+                found.update({key: path for key, path in _leaves(prefix, value) if key in unknown})
+    return found
+
+
+def _leaves(path: str, value: object, depth: int = 0) -> Iterator[tuple[int, str]]:
+    """Tensors inside modules, lists and dicts, with the Python expression that leads to them."""
+    if isinstance(value, Tensor):
+        yield id(value), path
+    elif isinstance(value, nn.Module):
+        yield from ((id(p), f"{path}.{name}") for name, p in value.named_parameters())
+    elif isinstance(value, dict | list | tuple) and depth < _NESTED:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, part in items:
+            yield from _leaves(f"{path}[{key!r}]", part, depth + 1)
 
 
 def _used(scopes: Scopes) -> dict[int, bool]:

@@ -6,58 +6,56 @@ a node's module is the innermost call whose interval holds its number: no tracin
 
 from __future__ import annotations
 
-import os
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 from torch.utils.hooks import RemovableHandle
 
-WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+_sequence_number = torch.autograd._get_sequence_nr
+
+_INNER_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+class TensorFacts(NamedTuple):
+    """What is kept of a tensor that crossed a module's border; never the tensor itself."""
+
+    storage: int
+    requires_grad: bool
 
 
 @dataclass(slots=True)
 class Call:
-    """One call of one module. ``end`` is None while it runs, or where it raised."""
+    """One call of one module. ``end`` is None while it runs, or where it raised.
+
+    ``inputs`` and ``outputs`` are kept only for modules with trainable parameters of their own.
+    """
 
     name: str
     module: nn.Module
     start: int
     level: int
     number: int
+    grad_enabled: bool = True
+    trainable: bool = False
     end: int | None = None
     parent: bool = False
-    grad_enabled: bool = True
-    inputs: list[TensorFacts] = field(default_factory=list)
-    outputs: list[TensorFacts] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class TensorFacts:
-    """What is kept of a tensor that crossed a module's border; never the tensor itself."""
-
-    storage: int
-    shape: tuple[int, ...]
-    floating: bool
-    requires_grad: bool
-    node: int | None  # number of the autograd node that made it
+    inputs: tuple[TensorFacts, ...] = ()
+    outputs: tuple[TensorFacts, ...] = ()
 
 
 def facts(tensor: Tensor) -> TensorFacts:
-    """Facts of one tensor; a sparse or wrapped tensor without storage counts as storage 0."""
-    strided = tensor.layout == torch.strided and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    grad_fn = tensor.grad_fn
-    return TensorFacts(
-        storage=tensor.untyped_storage().data_ptr() if strided and tensor.device.type != "meta" else 0,
-        shape=tuple(tensor.shape),
-        floating=tensor.is_floating_point() or tensor.is_complex(),
-        requires_grad=tensor.requires_grad,
-        node=None if grad_fn is None else grad_fn._sequence_nr(),
-    )
+    """Facts of one tensor; a sparse, fake or wrapped tensor without storage counts as storage 0."""
+    try:
+        storage = tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        storage = 0
+    return TensorFacts(storage, tensor.requires_grad)
 
 
 def tensors_in(value: Any, depth: int = 0) -> Iterator[Tensor]:
@@ -77,34 +75,36 @@ def tensors_in(value: Any, depth: int = 0) -> Iterator[Tensor]:
 
 def clean(name: str) -> str:
     """A module path as the user wrote it, without what DDP, FSDP, compile and checkpointing put in between."""
-    for wrapper in WRAPPERS:
-        name = name.replace(wrapper, "")
-        if name == wrapper[:-1]:
-            return ""
-    return name
+    if "module" not in name and "_orig_mod" not in name:
+        return name
+    parts = [part for part in name.split(".") if part not in _INNER_WRAPPERS]
+    while parts and parts[0] == "module":  # DataParallel and DDP stand outside of everything
+        parts = parts[1:]
+    return ".".join(parts)
 
 
 class Scopes:
-    """Records module calls while active. ``seen`` is told of every tensor a module returns."""
+    """Records module calls while active."""
 
     def __init__(self, names: dict[int, str]) -> None:
         """``names`` maps id(module) to its path; modules not in it are ignored."""
         self.names = names
         self.calls: list[Call] = []
         self._open: list[Call] = []
-        self._numbers: dict[str, int] = {}
-        self._process = os.getpid()
+        self._numbers: dict[str, int] = defaultdict(int)
+        self._trainable: dict[int, bool] = {}
 
     @contextmanager
     def recording(self) -> Iterator[Scopes]:
         """Hook every module of the process for the length of the block."""
         handles: list[RemovableHandle] = [
             nn_module.register_module_forward_pre_hook(self.enter),
-            nn_module.register_module_forward_hook(self.leave, always_call=True),
+            nn_module.register_module_forward_hook(self.leave),
         ]
         try:
             yield self
         finally:
+            self._open.clear()
             for handle in handles:
                 handle.remove()
 
@@ -113,27 +113,43 @@ class Scopes:
         name = self.names.get(id(module))
         if name is None or torch.compiler.is_compiling():
             return
-        number = self._numbers.get(name, 0)
+        number = self._numbers[name]
         self._numbers[name] = number + 1
-        if self._open:
-            self._open[-1].parent = True
-        call = Call(name, module, torch.autograd._get_sequence_nr(), len(self._open), number)
-        call.grad_enabled = torch.is_grad_enabled()
-        call.inputs = [facts(tensor) for tensor in tensors_in(args)]
-        self._open.append(call)
+        opened = self._open
+        if opened:
+            opened[-1].parent = True
+        trainable = self._has_weights(module)
+        call = Call(name, module, _sequence_number(), len(opened), number, torch.is_grad_enabled(), trainable)
+        if trainable:
+            call.inputs = tuple(map(facts, tensors_in(args)))
+        opened.append(call)
         self.calls.append(call)
 
-    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Global forward hook; also called when the module raised (then ``output`` is None)."""
-        if id(module) not in self.names or not self._open or self._open[-1].module is not module:
+    def leave(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """Global forward hook; modules that raised inside this one stay without an end."""
+        opened = self._open
+        while opened and opened[-1].module is not module:
+            if not any(call.module is module for call in opened):
+                return
+            opened.pop()
+        if not opened:
             return
-        call = self._open.pop()
-        call.end = torch.autograd._get_sequence_nr()
-        call.outputs = [facts(tensor) for tensor in tensors_in(output)]
+        call = opened.pop()
+        call.end = _sequence_number()
+        if call.trainable:
+            call.outputs = tuple(map(facts, tensors_in(output)))
+
+    def _has_weights(self, module: nn.Module) -> bool:
+        """Has the module trainable parameters of its own?"""
+        known = self._trainable.get(id(module))
+        if known is None:
+            own = module._parameters.values()
+            known = self._trainable[id(module)] = any(p is not None and p.requires_grad for p in own)
+        return known
 
     def innermost(self) -> str:
-        """Path of the module that runs now; "" outside of all."""
-        return self._open[-1].name if self._open else ""
+        """Path of the module that runs now ("" for the whole network); "loss" outside of all."""
+        return self._open[-1].name if self._open else "loss"
 
     def owners(self, numbers: list[int]) -> list[Call | None]:
         """Innermost call that owns each of the ascending node numbers."""

@@ -54,7 +54,7 @@ def flow_of(
         )
         if not first.loss.requires_grad:
             return flow
-        return _train(flow, model, optimizer, goal, held, steps, given)
+        return _train(flow, model, optimizer, goal, held, steps)
 
 
 def _take(batches: Iterable[Any], count: int) -> list[Any]:
@@ -108,7 +108,7 @@ def _refuse_foreign_graph(seen: Observation, copied: nn.Module, model: nn.Module
 
 
 def _train(
-    flow: Flow, model: nn.Module, optimizer: Optimizer, goal: Objective, held: list[Any], steps: int, given: bool
+    flow: Flow, model: nn.Module, optimizer: Optimizer, goal: Objective, held: list[Any], steps: int
 ) -> Flow:
     if not math.isfinite(flow.loss.value) or _gradient_broken(flow):
         work, trained = _copy(model, optimizer, goal)
@@ -119,20 +119,19 @@ def _train(
     work, trained = _copy(model, optimizer, goal)
     assert work.optimizer is not None, "copied with the model"
     rehearsal = rehearse(work, work.optimizer, trained, held, steps)
-    done = experiments(model, optimizer, goal, held[0], max(steps, 40), flow.loss.floor, given)
     updated = {p.name: p for snapshot in rehearsal.snapshots[:1] for p in snapshot.parameters}
     parameters = tuple(
         replace(p, log_update=updated[p.name].log_update, unchanged=updated[p.name].unchanged) if p.name in updated else p
         for p in flow.parameters
     )
-    return replace(
+    flow = replace(
         flow,
         parameters=parameters,
         steps=tuple(rehearsal.steps),
         snapshots=tuple(rehearsal.snapshots[1:]),
         nonfinite=rehearsal.nonfinite,
-        experiments=done,
     )
+    return replace(flow, experiments=experiments(model, optimizer, goal, held[0], flow, max(steps, 40)))
 
 
 def _gradient_broken(flow: Flow) -> bool:

@@ -1,0 +1,89 @@
+"""dead-units: rectifiers that are off for every sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from unvanish import reading
+from unvanish.rules import _flows
+from unvanish.types import Cause, Evidence, Finding, Flow, Site, Snapshot
+from unvanish.units import AbstractRule
+
+
+@dataclass(frozen=True)
+class DeadUnits(AbstractRule):
+    """Nearly all rectifiers of a layer are off for every sample: they put out a constant and pass no gradient.
+
+    A ReLU whose input is negative on all data has derivative zero; nothing that is learnt through it changes it back.
+    Counted, not inferred from norms: killing 98 % of one layer costs only 2 nats of gradient norm.  A unit counts as
+    dead when its derivative was zero on all samples of all batches seen; sparse units, which fire now and then, are
+    healthy.  Death has a cause upstream, and the report names the event: there from the start (a large negative bias or
+    weights), or after the step that killed them (learning rate).
+
+    Cure the cause first, then reset: bias 0 and He weights for the layer, a smaller learning rate or a warm-up,
+    standardised inputs; LeakyReLU, GELU or SiLU cannot die entirely.
+    """
+
+    share: float = 0.85
+    cause: ClassVar[Cause] = "dead-units"
+    title: ClassVar[str] = "rectifiers that are off for every sample"
+    source: ClassVar[str] = "Maas et al. 2013, Rectifier nonlinearities improve neural network acoustic models; Lu et al. 2019, arXiv:1903.06733"
+    remedies: ClassVar[tuple[str, ...]] = (
+        "reset the layer: bias 0 and He weights",
+        "lower the learning rate or warm it up",
+        "use LeakyReLU, GELU or SiLU",
+    )
+
+    def check(self, flow: Flow) -> Finding | None:
+        if reading.learns(flow):
+            return None
+        at_start = self._dead(flow.sites)
+        if at_start:
+            return self._finding(flow, at_start, "from the first step on: weights or bias push every input below 0")
+        for snapshot in flow.snapshots:
+            dead = self._dead(snapshot.sites)
+            if dead:
+                before = max((s.step for s in flow.snapshots if s.step < snapshot.step), default=0)
+                return self._finding(flow, dead, f"killed between step {before} and step {snapshot.step}", later=True)
+        return None
+
+    def _dead(self, sites: tuple[Site, ...]) -> list[Site]:
+        return [
+            s for s in sites if s.kind == "activation" and s.op in reading.RECTIFIERS and (s.dead or 0.0) >= self.share
+        ]
+
+    def _finding(self, flow: Flow, dead: list[Site], event: str, later: bool = False) -> Finding:
+        first = dead[0]
+        return Finding(
+            cause=self.cause,
+            where=reading.with_feeders(flow, dead),
+            confidence=0.62 if later else 0.92,
+            severity="high",
+            evidence=(
+                Evidence(f"dead units in {first.label}", 100 * (first.dead or 0), "%", "below 50 %"),
+                *reading.learning_evidence(flow),
+            ),
+            message=(
+                f"{100 * (first.dead or 0):.0f} % of the units of {first.label} are dead ({event}): their output is constant and "
+                "no gradient passes them. Expected: every unit fires on some samples. Cure what killed them, then reset "
+                "the layer's bias and weights."
+            ),
+            remedies=self.remedies,
+            source=self.source,
+        )
+
+    @classmethod
+    def healthy(cls) -> tuple[Flow, ...]:
+        return (
+            _flows.plain(activation="relu", dead=0.4),
+            _flows.plain(activation="relu", dead=0.6, stuck=True),
+            _flows.plain(activation="relu", dead=0.95),
+            _flows.plain(activation="tanh", dead=1.0, stuck=True),
+        )
+
+    @classmethod
+    def sick(cls) -> tuple[Flow, ...]:
+        base = _flows.plain(activation="relu", stuck=True)
+        killed = Snapshot(10, _flows.with_site(base, 3, dead=1.0).sites, base.parameters)
+        return (_flows.with_site(base, 3, dead=0.97), replace(base, snapshots=(killed,)))

@@ -1,0 +1,159 @@
+"""disconnected: weights the user means to train get no gradient, or no update, because of how the program is wired."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from unvanish import reading
+from unvanish.rules import _flows
+from unvanish.types import Cause, Cut, Evidence, Finding, Flow, Site
+from unvanish.units import AbstractRule
+
+_FLAT = ("round", "floor", "ceil", "sign", "trunc", "heaviside")
+
+
+@dataclass(frozen=True)
+class Disconnected(AbstractRule):
+    """Weights that are meant to train cannot: the graph is cut before them, or the optimizer does not know them.
+
+    Five ways to lose a path, each told by its own sign: `.detach()`, `.data`, `.item()`, `.numpy()` or `no_grad` (a
+    later module is fed with data that needs no gradient); an op that is flat by definition (round, sign, argmax:
+    gradient exactly zero behind it); layers in a Python list (in the loss's graph, but not in model.parameters());
+    parameters that get a gradient but are not in the optimizer; a loss that requires no gradient at all.
+    Frozen weights, spare heads and idle experts are no fault: nothing behind them was meant to train, or nothing after
+    them reads what they put out.
+
+    Cure the wiring: drop the detach, use a straight-through or soft version of the flat op, nn.ModuleList instead of a
+    list, optimizer = Opt(model.parameters()).
+    """
+
+    flat_gradient: float = -math.inf
+    cause: ClassVar[Cause] = "disconnected"
+    title: ClassVar[str] = "the path from the loss to the weights, or from the weights to the optimizer, is cut"
+    source: ClassVar[str] = "PyTorch documentation, Autograd mechanics; Bengio et al. 2013, arXiv:1308.3432 (flat ops)"
+    remedies: ClassVar[tuple[str, ...]] = ("remove the cut", "register the layers", "give all weights to the optimizer")
+
+    def check(self, flow: Flow) -> Finding | None:
+        return (
+            self._loss_without_graph(flow)
+            or self._cut(flow)
+            or self._flat_op(flow)
+            or self._unregistered(flow)
+            or self._not_in_optimizer(flow)
+        )
+
+    def _loss_without_graph(self, flow: Flow) -> Finding | None:
+        if flow.loss.requires_grad:
+            return None
+        detail = flow.cuts[0].detail if flow.cuts else "no weight of the model was used with gradients on"
+        return self._finding(
+            ("loss",),
+            0.99,
+            "The loss requires no gradient: backward() can reach no weight "
+            f"({detail}). Expected: a loss computed from the model's output by tensor ops only. "
+            "Look for .item(), .numpy(), .data, torch.no_grad() or torch.tensor(...) between output and loss.",
+            "drop .item(), .numpy(), .data and no_grad() between output and loss",
+        )
+
+    def _cut(self, flow: Flow) -> Finding | None:
+        cuts = [cut for cut in flow.cuts if self._meant_to_train(flow, cut)]
+        if not cuts:
+            return None
+        first = cuts[0]
+        how = {"detach": ".detach() (or .data)", "no_grad": "torch.no_grad()"}.get(first.op, "a new tensor or an integer")
+        return self._finding(
+            tuple(dict.fromkeys(name for cut in cuts for name in (cut.where, *cut.behind))),
+            0.97,
+            f"The graph ends after {first.where}: {first.detail}, by {how}. The weights of {', '.join(first.behind)} "
+            "get no gradient at all although they are meant to train. Expected: a path of tensor ops from the loss to "
+            "every trained weight. Remove the cut, or freeze those weights on purpose (requires_grad_(False)).",
+            f"remove the cut after {first.where}",
+        )
+
+    @staticmethod
+    def _meant_to_train(flow: Flow, cut: Cut) -> bool:
+        """A cut in front of weights that the optimizer does not hold is deliberate."""
+        behind = [p for p in flow.parameters if any(p.name.startswith(f"{name}.") for name in cut.behind)]
+        return not behind or any(p.in_optimizer is not False for p in behind)
+
+    def _flat_op(self, flow: Flow) -> Finding | None:
+        flat = [s for s in flow.sites if s.op in _FLAT and s.log_grad_in in (None, self.flat_gradient) and s.inputs]
+        flat = [s for s in flat if s.log_grad_out is not None and s.log_grad_out > -math.inf]
+        if not flat or self._bypassed(flow, flat[0]):
+            return None
+        site = flat[0]
+        return self._finding(
+            reading.names(flat),
+            0.97,
+            f"`{site.op}` at {site.label} has derivative zero everywhere: every weight before it gets a gradient of exactly "
+            "zero. Expected: an op with a slope. Use a straight-through estimator, x + (round(x) - x).detach(), or a "
+            "soft version.",
+            f"replace {site.op} by a straight-through or soft version",
+        )
+
+    @staticmethod
+    def _bypassed(flow: Flow, site: Site) -> bool:
+        """What feeds the flat op still gets a gradient by another way (a residual, a straight-through sum)."""
+        feeding = [s for s in flow.sites if s.order in site.inputs and s.log_grad_out is not None]
+        return any(s.log_grad_out is not None and s.log_grad_out > -math.inf for s in feeding)
+
+    def _unregistered(self, flow: Flow) -> Finding | None:
+        lost = [p for p in flow.parameters if not p.registered and p.in_optimizer is False and p.log_grad is not None]
+        if not lost:
+            return None
+        return self._finding(
+            tuple(p.name for p in lost),
+            0.95,
+            f"{len(lost)} weights take part in the loss but are not among model.parameters() "
+            f"({', '.join(p.name for p in lost[:4])}), so no optimizer step ever moves them. Expected: layers that the model has "
+            "registered, which a plain Python list or dict does not do. Use nn.ModuleList, nn.ModuleDict or nn.ParameterList.",
+            "put the layers into nn.ModuleList or nn.ModuleDict",
+        )
+
+    def _not_in_optimizer(self, flow: Flow) -> Finding | None:
+        lost = [p for p in flow.parameters if p.registered and p.requires_grad and p.reached and p.in_optimizer is False]
+        if not lost or not any(p.in_optimizer for p in flow.parameters):
+            return None
+        modules = tuple(dict.fromkeys(p.name.rpartition(".")[0] or p.name for p in lost))
+        return self._finding(
+            modules,
+            0.6 if reading.learns(flow) else 0.9,
+            f"{len(lost)} of {len(flow.parameters)} parameters get a gradient but are not in the optimizer "
+            f"({', '.join(modules[:4])}): they keep their initial values for ever. Expected: every weight that requires a "
+            "gradient is in one of optimizer.param_groups. Pass model.parameters(), or set requires_grad_(False) on "
+            "what should stay.",
+            "pass all trainable parameters to the optimizer",
+        )
+
+    def _finding(self, where: tuple[str, ...], confidence: float, message: str, remedy: str) -> Finding:
+        evidence = (Evidence("places without a path", len(where), "", "0"),)
+        return Finding(self.cause, where, confidence, "high", evidence, message, (remedy,), self.source)
+
+    @classmethod
+    def healthy(cls) -> tuple[Flow, ...]:
+        frozen = _flows.parameter("backbone.weight", requires_grad=False, in_optimizer=False, reached=False)
+        spare = _flows.parameter("aux_head.weight", reached=False, log_grad=None)
+        deliberate = _flows.parameter("generator.weight", reached=False, in_optimizer=False, log_grad=None)
+        base = _flows.plain()
+        return (
+            base,
+            _flows.plain(parameters=(*base.parameters, frozen, spare)),
+            _flows.plain(
+                parameters=(*base.parameters, deliberate), cuts=(Cut("generator", "detach", ("generator",), "detached"),)
+            ),
+        )
+
+    @classmethod
+    def sick(cls) -> tuple[Flow, ...]:
+        base = _flows.plain(stuck=True)
+        lost = _flows.parameter("encoder.weight", reached=False, log_grad=None)
+        unlisted = _flows.parameter("encoder.weight", in_optimizer=False)
+        in_list = _flows.parameter("unregistered [32, 32]", registered=False, in_optimizer=False)
+        return (
+            replace(base, loss=replace(base.loss, requires_grad=False)),
+            replace(base, parameters=(lost,), cuts=(Cut("encoder", "detach", ("encoder",), "its output was detached"),)),
+            replace(base, parameters=(*base.parameters, unlisted)),
+            replace(base, parameters=(*base.parameters, in_list)),
+        )

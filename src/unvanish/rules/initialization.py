@@ -1,0 +1,105 @@
+"""initialization: weights below critical for their activation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from unvanish import reading
+from unvanish.rules import _flows
+from unvanish.types import Cause, Evidence, Finding, Flow
+from unvanish.units import AbstractRule
+
+
+@dataclass(frozen=True)
+class Initialization(AbstractRule):
+    """The weights are below critical for their activation: each layer shrinks signal and gradient by a steady factor.
+
+    B = -A_ref - M is what a layer's weights lose against critical ones (gain 1 for tanh, 4 for sigmoid, sqrt 2 for
+    ReLU).  PyTorch's default, U(+-1/sqrt n), has gain 0.58: every layer costs 0.55 nats with tanh and 1.9 with sigmoid,
+    and after 12 to 30 layers nothing is left of the gradient, nor of the difference between samples (separation).
+    No optimizer and no learning rate brings back information that float32 has rounded away; new weights do.  One tiny
+    layer in the middle has the same sign, at one place.
+
+    Cure: critical initial weights (orthogonal or Gaussian with the activation's gain, He for ReLU; for sigmoid also a
+    compensating bias), or normalisation with residual connections.
+    """
+
+    per_layer: float = 0.1
+    local: float = 1.5
+    fall: float = reading.FALL
+    cause: ClassVar[Cause] = "initialization"
+    title: ClassVar[str] = "weights below critical for their activation"
+    source: ClassVar[str] = "He et al. 2015, arXiv:1502.01852, section 2.2; Schoenholz et al. 2017, arXiv:1611.01232, section 3"
+    remedies: ClassVar[tuple[str, ...]] = (
+        "initialise at the activation's critical gain (He, Xavier, orthogonal)",
+        "orthogonal weights at the operating point for great depth",
+        "residual connections with normalisation",
+    )
+
+    def check(self, flow: Flow) -> Finding | None:
+        fall = reading.fall(flow)
+        losses = reading.losses_of(reading.body(flow), "weights")
+        if fall is None or math.isnan(fall) or fall < self.fall or not losses or reading.learns(flow):
+            return None
+        by_weights = sum(losses.values())
+        by_saturation = sum(max(0.0, v) for v in reading.losses_of(flow.sites, "saturation").values())
+        alone = reading.outlier(losses, self.local)
+        if by_weights <= by_saturation or by_weights < self.fall:
+            return None
+        if alone is not None:
+            return self._finding(flow, {alone: losses[alone]}, 0.9)
+        low = {label: value for label, value in losses.items() if value > self.per_layer}
+        mean = by_weights / len(losses)
+        return self._finding(flow, low, 0.93) if low and mean >= self.per_layer else None
+
+    def _finding(self, flow: Flow, low: dict[str, float], confidence: float) -> Finding:
+        mean = sum(low.values()) / len(low)
+        separation = reading.separation(flow)
+        shown = (Evidence("separation of samples at the end", separation, "", "above 0.05"),) if separation is not None else ()
+        return Finding(
+            cause=self.cause,
+            where=tuple(low),
+            confidence=confidence,
+            severity="high",
+            evidence=(
+                Evidence("gradient lost per layer by its weights (B)", reading.decades(mean), "decades", "below 0.05"),
+                Evidence("lost over all layers", reading.decades(sum(low.values())), "decades", "below 1.5"),
+                *shown,
+                *reading.learning_evidence(flow),
+            ),
+            message=(
+                f"The weights of {len(low)} layers are {math.exp(mean):.3g} times too small for their activation: each costs "
+                f"{reading.decades(mean):.2g} decades of gradient, {reading.decades(sum(low.values())):.3g} in all, so the first layers "
+                "get next to nothing. Expected: weights at the activation's critical gain, which cost nothing. "
+                "Re-initialise these layers; raising the learning rate cannot help."
+            ),
+            remedies=self.remedies,
+            source=self.source,
+        )
+
+    @classmethod
+    def healthy(cls) -> tuple[Flow, ...]:
+        return (
+            _flows.plain(),
+            _flows.plain(depth=30, weights=0.02, stuck=True),
+            _flows.plain(depth=8, saturation=3.0, saturated=0.95, stuck=True),
+            _flows.plain(depth=20, weights=0.5),
+        )
+
+    @classmethod
+    def sick(cls) -> tuple[Flow, ...]:
+        one = _flows.plain(depth=8, stuck=True)
+        tiny = _flows.with_site(one, 6, log_grad_in=-6.0, log_grad_out=0.0)
+        for index in range(6):
+            site = tiny.sites[index]
+            tiny = _flows.with_site(
+                tiny, index, log_grad_out=(site.log_grad_out or 0) - 6,
+                log_grad_in=None if site.log_grad_in is None else site.log_grad_in - 6,
+            )  # fmt: skip
+        return (
+            _flows.plain(depth=20, activation="sigmoid", weights=1.9, stuck=True),
+            _flows.plain(depth=30, weights=0.55, stuck=True),
+            tiny,
+        )

@@ -1,0 +1,132 @@
+"""input-scale: raw inputs or targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from unvanish import reading
+from unvanish.rules import _flows
+from unvanish.types import Cause, Evidence, Finding, Flow, InputView, LossView, Moments
+from unvanish.units import AbstractRule
+
+
+@dataclass(frozen=True)
+class InputScale(AbstractRule):
+    """The network is fed with raw numbers, or asked for raw numbers, of a scale its weights are not made for.
+
+    Initialisations assume inputs of mean 0 and standard deviation about 1.  Pixels of 0..255, incomes, ids or
+    unscaled features saturate or kill the first layer, and features of unequal scale make the loss a narrow valley in
+    which no learning rate fits.  Targets in the thousands ask for weights in the thousands: the optimizer needs
+    thousands of steps only to reach their mean.  Confirmed by an experiment: the same network learns one batch by
+    heart once inputs (or targets) are standardised.  A normalisation layer before the first weights makes raw inputs
+    harmless.
+
+    Cure: standardise per feature, (x - mean) / std over the training set; divide pixels by 255; take logs of long-tailed
+    quantities; scale regression targets and scale predictions back.
+    """
+
+    largest_rms: float = 8.0
+    smallest_rms: float = 0.03
+    spread: float = 50.0
+    offset: float = 5.0
+    target_rms: float = 20.0
+    enough: float = 0.9
+    cause: ClassVar[Cause] = "input-scale"
+    title: ClassVar[str] = "raw inputs or raw targets"
+    source: ClassVar[str] = "LeCun et al. 1998, Efficient BackProp, section 4.3"
+    remedies: ClassVar[tuple[str, ...]] = ("standardise the inputs", "standardise the targets", "put a BatchNorm first")
+
+    def check(self, flow: Flow) -> Finding | None:
+        if flow.nonfinite is not None and flow.nonfinite.direction == "input":
+            return None
+        return self._inputs(flow) or self._targets(flow)
+
+    def _inputs(self, flow: Flow) -> Finding | None:
+        odd = [view for view in flow.inputs if self._odd(view)]
+        if not odd or (reading.progress(flow) or 0.0) >= self.enough:
+            return None
+        view, helped = odd[0], reading.best_lever(flow, "inputs-standardized")
+        stressed = any((s.saturated or 0) > 0.8 or (s.dead or 0) > 0.8 for s in reading.activations(flow)[:1])
+        if helped is None and (reading.learns(flow) or not stressed):
+            return None
+        assert view.moments is not None, "only measured inputs are odd"
+        return Finding(
+            cause=self.cause,
+            where=("input",),
+            confidence=0.95 if helped else 0.7,
+            severity="high",
+            evidence=(
+                Evidence(f"{view.name} rms", view.moments.rms, "", "about 1"),
+                Evidence(f"{view.name} mean", view.moments.mean, "", "about 0"),
+                *([Evidence("largest / smallest feature std", view.feature_spread, "", "below 20")] if view.feature_spread else []),
+                *reading.learning_evidence(flow),
+                *([Evidence("the same with standardised inputs", 100 * (helped.progress or 0), "%", "above 40 %")] if helped else []),
+            ),
+            message=(
+                f"The inputs are raw: rms {view.moments.rms:.3g}, mean {view.moments.mean:.3g}"
+                + (f", feature scales apart by {view.feature_spread:.3g}" if view.feature_spread else "")
+                + ". Expected: mean 0 and standard deviation 1 per feature. Standardise them with the training set's mean "
+                "and standard deviation."
+            ),
+            remedies=("standardise the inputs", "put a BatchNorm or LayerNorm before the first layer"),
+            source=self.source,
+        )  # fmt: skip
+
+    def _odd(self, view: InputView) -> bool:
+        if view.moments is None or view.normalized_first or view.moments.nonfinite:
+            return False
+        rms, mean, std = view.moments.rms, view.moments.mean, view.moments.batch_std
+        spread = (view.feature_spread or 1.0) > self.spread and (view.largest_feature_rms or 0) > self.largest_rms
+        offset = std is not None and abs(mean) > self.offset * std and rms > 2
+        return rms > self.largest_rms or 0 < rms < self.smallest_rms or spread or offset
+
+    def _targets(self, flow: Flow) -> Finding | None:
+        target = flow.loss.target
+        if target is None or flow.loss.kind not in ("mse", "l1", "smooth_l1", "huber") or target.rms <= self.target_rms:
+            return None
+        if (reading.progress(flow) or 0.0) >= self.enough:
+            return None
+        helped = reading.best_lever(flow, "targets-standardized")
+        if helped is None and reading.learns(flow):
+            return None
+        return Finding(
+            cause=self.cause,
+            where=("loss", "target"),
+            confidence=0.94 if helped else 0.65,
+            severity="high",
+            evidence=(
+                Evidence("target rms", target.rms, "", "about 1"),
+                Evidence("target mean", target.mean, "", "about 0"),
+                *reading.learning_evidence(flow),
+                *([Evidence("the same with standardised targets", 100 * (helped.progress or 0), "%", "above 40 %")] if helped else []),
+            ),
+            message=(
+                f"The targets are raw: rms {target.rms:.3g}, mean {target.mean:.3g}. Expected: mean 0 and standard deviation 1, "
+                "which the network's outputs have at the start. Standardise the targets (or take their logarithm) and "
+                "scale predictions back."
+            ),
+            remedies=("standardise the targets", "predict their logarithm"),
+            source=self.source,
+        )
+
+    @classmethod
+    def healthy(cls) -> tuple[Flow, ...]:
+        usual = InputView("input", (64, 8), "float32", Moments(512, 1.0, 0.0, 1.0, 3.0), 1.2, 1.1)
+        raw = InputView("input", (64, 8), "float32", Moments(512, 90.0, 60.0, 60.0, 255.0), 3.0, 100.0)
+        return (
+            _flows.plain(inputs=(usual,), stuck=True),
+            _flows.plain(inputs=(replace(raw, normalized_first=True),), stuck=True),
+            _flows.plain(inputs=(InputView("input", (64, 12), "int64"),), stuck=True),
+        )
+
+    @classmethod
+    def sick(cls) -> tuple[Flow, ...]:
+        raw = InputView("input", (64, 8), "float32", Moments(512, 900.0, 600.0, 600.0, 2550.0), 800.0, 2000.0)
+        stuck = _flows.plain(inputs=(raw,), stuck=True)
+        prices = LossView(4e10, "mse", 1e10, target=Moments(64, 2e5, 1.8e5, 8e4, 5e5), target_range=(2e4, 5e5))
+        return (
+            _flows.lever(stuck, "inputs-standardized"),
+            _flows.with_site(stuck, 1, saturated=0.99),
+            _flows.lever(_flows.plain(stuck=True, loss=prices), "targets-standardized"),
+        )

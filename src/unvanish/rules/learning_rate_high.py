@@ -1,0 +1,71 @@
+"""learning-rate-high: steps so large that they destroy what they mean to improve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from unvanish import reading
+from unvanish.rules import _flows
+from unvanish.types import Cause, Evidence, Finding, Flow, Step
+from unvanish.units import AbstractRule
+
+
+@dataclass(frozen=True)
+class LearningRateHigh(AbstractRule):
+    """The optimizer's steps are so large that they destroy what they mean to improve.
+
+    Signs: the loss rises above its start, jumps, or becomes NaN after a few steps; single updates are as large as the
+    weights (healthy: 1e-4 to 1e-2 of them); rectifiers die and bounded units saturate after the first steps.  A rising or
+    jumping curve alone proves nothing: the verdict needs the same network to learn with a smaller rate, tried on a copy.
+
+    Cure: the learning rate times the factor that worked here; warm-up; clipping the gradient's norm.
+    """
+
+    update: float = 0.3
+    cause: ClassVar[Cause] = "learning-rate-high"
+    title: ClassVar[str] = "steps so large that they destroy what they mean to improve"
+    source: ClassVar[str] = "LeCun et al. 1998, Efficient BackProp, section 4.7; Goodfellow et al. 2016, section 11.4.1"
+    remedies: ClassVar[tuple[str, ...]] = ("lower the learning rate", "warm it up", "clip the gradient norm")
+
+    def check(self, flow: Flow) -> Finding | None:
+        if reading.learns(flow):
+            return None
+        helped = reading.best_lever(flow, "learning-rate", below=1.0)
+        largest = max((s.largest_update_ratio or 0.0 for s in flow.steps[:12]), default=0.0)
+        wild = largest > self.update and (reading.grew(flow.steps) or flow.nonfinite is not None)
+        if helped is None and (flow.experiments or not wild):
+            return None
+        given = flow.optimizer is None or flow.optimizer.given
+        return self._finding(flow, largest, None if helped is None else helped.factor) if given else None
+
+    def _finding(self, flow: Flow, largest: float, factor: float | None) -> Finding:
+        rates = flow.optimizer.learning_rates if flow.optimizer else ()
+        rate = max(rates, default=float("nan"))
+        proof = f"with {rate * factor:.3g} (times {factor:g}) the same network learns" if factor else "the loss runs away"
+        return Finding(
+            cause=self.cause,
+            where=("optimizer",),
+            confidence=0.9 if factor else 0.7,
+            severity="high",
+            evidence=(
+                Evidence("largest update / weight in one step", largest, "", "1e-4 to 1e-2"),
+                *reading.learning_evidence(flow),
+            ),
+            message=(
+                f"The learning rate {rate:.3g} is too high: {proof}; one step changed weights by {100 * largest:.3g} % of their "
+                "size. Expected: updates of 0.01 to 1 % of the weights. Lower the learning rate, or warm it up."
+            ),
+            remedies=(f"learning rate {rate * factor:.3g}" if factor else "a tenth of the learning rate", *self.remedies[1:]),
+            source=self.source,
+        )
+
+    @classmethod
+    def healthy(cls) -> tuple[Flow, ...]:
+        return (_flows.plain(), _flows.plain(stuck=True), _flows.lever(_flows.plain(stuck=True), "learning-rate", 100.0))
+
+    @classmethod
+    def sick(cls) -> tuple[Flow, ...]:
+        wild = tuple(Step(i, 2.3 * 3.0**i, 0.0, 2.0, 5.0) for i in range(10))
+        seen = replace(_flows.plain(stuck=True), steps=wild, experiments=())
+        return (_flows.lever(_flows.plain(stuck=True), "learning-rate", 0.1), seen)

@@ -1,0 +1,168 @@
+"""loss-mismatch: the loss and what it is given do not fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from unvanish import reading
+from unvanish.rules import _flows
+from unvanish.types import Cause, Evidence, Finding, Flow, Moments
+from unvanish.units import AbstractRule
+
+_RANGES = {"sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "relu": (0.0, math.inf)}
+_DISTANCES = ("mse", "l1", "smooth_l1", "huber")
+
+
+@dataclass(frozen=True)
+class LossMismatch(AbstractRule):
+    """The loss gets something else than it expects: probabilities for logits, (n, 1) for (n,), a range it cannot meet.
+
+    Cross-entropy takes raw logits and applies log-softmax itself; a softmax before it squashes all logits into [0, 1],
+    so that even a perfect answer keeps a loss of ln(1 + (C-1)/e) and the gradient through the first softmax is small.
+    The same holds for a sigmoid before BCEWithLogits.  NLLLoss takes log-probabilities.  Predictions of shape (n, 1)
+    against targets of shape (n,) broadcast to (n, n): every prediction is pulled to the mean of all targets.  Targets
+    outside the range of the last activation can never be met.  MSE on a saturated sigmoid has slope p(1-p) near zero.
+    A sum instead of a mean multiplies the gradient, and so the step, by the number of elements.
+
+    Cure: hand the loss what its documentation says (logits, log-probabilities, equal shapes), and let the last
+    activation fit the targets.
+    """
+
+    outside: float = 0.05
+    saturated: float = 0.7
+    cause: ClassVar[Cause] = "loss-mismatch"
+    title: ClassVar[str] = "the loss and what it is given do not fit"
+    source: ClassVar[str] = "PyTorch documentation of CrossEntropyLoss, BCEWithLogitsLoss, NLLLoss; Goodfellow et al. 2016, 6.2.2"
+    remedies: ClassVar[tuple[str, ...]] = ("give the loss logits", "make shapes equal", "let the output range fit")
+
+    def check(self, flow: Flow) -> Finding | None:
+        return next(self._mismatches(flow), None)
+
+    def _mismatches(self, flow: Flow) -> Iterator[Finding]:
+        yield from self._twice(flow)
+        yield from self._shapes(flow)
+        yield from self._constant_output(flow)
+        yield from self._range(flow)
+        yield from self._flat_loss(flow)
+        yield from self._summed(flow)
+
+    def _twice(self, flow: Flow) -> Iterator[Finding]:
+        """An activation that the loss applies itself, or one that it needs and does not get."""
+        kind, feeding = flow.loss.kind, flow.loss.feeding
+        if kind == "cross_entropy" and feeding in ("softmax", "sigmoid"):
+            yield self._finding(
+                flow, 0.97, f"CrossEntropyLoss is given the output of a {feeding}. It expects raw logits and applies "
+                f"log-softmax itself, so all logits lie in [0, 1] and the loss cannot fall to 0. Remove the {feeding}.",
+                f"remove the {feeding} before the loss",
+            )  # fmt: skip
+        if kind == "bce_with_logits" and feeding in ("softmax", "sigmoid"):
+            yield self._finding(
+                flow, 0.97, f"BCEWithLogitsLoss is given the output of a {feeding}. It expects raw logits and applies the "
+                f"sigmoid itself, so probabilities stay in [0.5, 0.73]. Remove the {feeding}, or use BCELoss.",
+                f"remove the {feeding} before the loss",
+            )  # fmt: skip
+        if kind == "nll" and feeding not in ("log_softmax", "log", "log_sigmoid", "logsumexp", "where", None):
+            yield self._finding(
+                flow, 0.93, f"NLLLoss is given the output of a {feeding}. It expects log-probabilities; as it is, the loss has "
+                "no lower bound and its gradient does not depend on how wrong the answer is. Use CrossEntropyLoss on "
+                "the logits, or log_softmax before NLLLoss.",
+                "use CrossEntropyLoss on raw logits",
+            )  # fmt: skip
+
+    def _shapes(self, flow: Flow) -> Iterator[Finding]:
+        if flow.loss.broadcast is not None:
+            output, target = flow.loss.broadcast
+            yield self._finding(
+                flow, 0.97, f"Predictions of shape {output} against targets of shape {target} broadcast to "
+                f"{(output[0], output[0])}: every prediction is compared with every target, and all are pulled to the mean. "
+                "Expected: equal shapes. Use output.squeeze(-1) or target.unsqueeze(-1).",
+                "squeeze the output or unsqueeze the target so that shapes are equal",
+            )  # fmt: skip
+
+    def _constant_output(self, flow: Flow) -> Iterator[Finding]:
+        shape, loss = flow.loss.output_shape, flow.loss
+        one = loss.classes == 1 or (loss.feeding == "softmax" and shape is not None and shape[-1:] == (1,))
+        if one:
+            yield self._finding(
+                flow, 0.97, "A softmax over a single output is always 1, so the loss does not depend on the network. Expected: "
+                "one output per class (2 for two classes), or a sigmoid with BCE for a single output.",
+                "use two outputs, or one output with BCEWithLogitsLoss",
+            )  # fmt: skip
+        rectified = [s for s in reading.activations(flow)[-1:] if loss.feeding in ("relu", "relu6") and s.dead is not None]
+        if loss.kind in ("cross_entropy", "bce_with_logits") and rectified and not reading.learns(flow):
+            yield self._finding(
+                flow, 0.9, f"The logits pass a {loss.feeding} before the loss: negative logits become 0 and pass no gradient "
+                f"({100 * (rectified[0].dead or 0):.0f} % of the outputs are dead). Expected: the raw output of the last "
+                "linear layer. Remove the activation after it.",
+                f"remove the {loss.feeding} after the last layer", rectified[0].label,
+            )  # fmt: skip
+
+    def _range(self, flow: Flow) -> Iterator[Finding]:
+        loss = flow.loss
+        limits = _RANGES.get(loss.feeding or "")
+        if loss.kind not in (*_DISTANCES, "bce") or limits is None or loss.target_range is None:
+            return
+        low, high = loss.target_range
+        beyond = max(limits[0] - low, high - limits[1], 0.0)
+        if beyond > self.outside * max(high - low, 1e-12):
+            yield self._finding(
+                flow, 0.93, f"Targets lie in [{low:.4g}, {high:.4g}], but the last activation ({loss.feeding}) can only put out "
+                f"[{limits[0]:g}, {limits[1]:g}]. Expected: a range that holds the targets. Remove the last activation, or "
+                "scale the targets into its range.",
+                f"remove the {loss.feeding} at the output, or scale the targets",
+            )  # fmt: skip
+
+    def _flat_loss(self, flow: Flow) -> Iterator[Finding]:
+        loss = flow.loss
+        if loss.kind in _DISTANCES and (loss.output_saturated or 0) > self.saturated and not reading.learns(flow):
+            yield self._finding(
+                flow, 0.9, f"{100 * (loss.output_saturated or 0):.0f} % of the outputs of the last {loss.feeding} are saturated "
+                f"and the loss is {loss.kind}: its gradient carries the factor p(1-p), near zero even where the answer is "
+                "wrong. Expected: a loss that undoes the saturation. Use BCEWithLogits or cross-entropy on the logits.",
+                "use BCEWithLogitsLoss or CrossEntropyLoss on the logits",
+            )  # fmt: skip
+
+    def _summed(self, flow: Flow) -> Iterator[Finding]:
+        smaller = reading.best_lever(flow, "learning-rate", below=1.0)
+        if flow.loss.reduction == "sum" and smaller is not None:
+            yield self._finding(
+                flow, 0.92, "The loss is summed over the batch, so gradient and step are larger by the number of elements; "
+                f"with the learning rate times {smaller.factor:g} the same network learns. Expected: reduction='mean', "
+                "whose step does not depend on the batch size.",
+                "use reduction='mean'",
+            )  # fmt: skip
+
+    def _finding(self, flow: Flow, confidence: float, message: str, remedy: str, place: str | None = None) -> Finding:
+        where = tuple(dict.fromkeys(name for name in ("loss", place, flow.loss.feeding_name) if name))
+        evidence = (Evidence("loss", flow.loss.value, "", _normal(flow.loss.floor)), *reading.learning_evidence(flow))
+        return Finding(self.cause, where, confidence, "high", evidence, message, (remedy,), self.source)
+
+    @classmethod
+    def healthy(cls) -> tuple[Flow, ...]:
+        base = _flows.plain()
+        fed = [("cross_entropy", "linear"), ("cross_entropy", "log_softmax"), ("nll", "log_softmax"), ("bce", "sigmoid")]
+        flows = [replace(base, loss=replace(base.loss, kind=kind, feeding=op)) for kind, op in fed]
+        inside = replace(base.loss, kind="mse", feeding="sigmoid", target=Moments(64, 0.5, 0.4), target_range=(0.0, 1.0))
+        return (*flows, replace(base, loss=inside))
+
+    @classmethod
+    def sick(cls) -> tuple[Flow, ...]:
+        base = _flows.plain(stuck=True)
+        loss = base.loss
+        changed = (
+            replace(loss, feeding="softmax"),
+            replace(loss, kind="bce_with_logits", feeding="sigmoid"),
+            replace(loss, kind="nll", feeding="softmax"),
+            replace(loss, kind="mse", broadcast=((64, 1), (64,))),
+            replace(loss, kind="mse", feeding="sigmoid", target_range=(-2.0, 3.0)),
+            replace(loss, kind="mse", feeding="sigmoid", output_saturated=0.95),
+        )
+        summed = _flows.lever(replace(base, loss=replace(loss, reduction="sum")), "learning-rate", 0.01)
+        return (*(replace(base, loss=one) for one in changed), summed)
+
+
+def _normal(floor: float | None) -> str:
+    return "falling" if floor is None else f"below {floor:.4g} (constant predictor)"

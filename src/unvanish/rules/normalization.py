@@ -1,0 +1,125 @@
+"""normalization: missing, over too few elements, or in a plain stack too deep for it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from unvanish import reading
+from unvanish.rules import _flows
+from unvanish.types import Cause, Evidence, Finding, Flow, Moments, Site
+from unvanish.units import AbstractRule
+
+
+@dataclass(frozen=True)
+class Normalization(AbstractRule):
+    """A normalisation takes its statistics over too few elements, is missing in a residual net, or stacks too deep.
+
+    Over a single element the normalised value is always zero: the layer puts out its bias and passes no gradient
+    (LayerNorm or InstanceNorm of size 1, GroupNorm with one value per group).  Over two, only a sign is left
+    (BatchNorm with batch size 2).  Residual blocks without any normalisation add up: the stream doubles with every
+    block and the gradient with it.  And BatchNorm in a plain stack without skips makes gradients grow by
+    sqrt(pi / (pi - 1)) = 1.21 per ReLU layer, 1e8 over 100 layers.
+
+    Cure: larger batches, or LayerNorm / GroupNorm over more elements; a norm at the entry of each residual branch (or a
+    zero-initialised last layer); skips around normalised layers in deep stacks.
+    """
+
+    too_few: int = 2
+    few: int = 4
+    stream_growth: float = math.log(1e3)
+    cause: ClassVar[Cause] = "normalization"
+    title: ClassVar[str] = "normalisation over too few elements, missing, or in a stack too deep for it"
+    source: ClassVar[str] = "Ioffe and Szegedy 2015, arXiv:1502.03167; Yang et al. 2019, arXiv:1902.08129 (explosion)"
+    remedies: ClassVar[tuple[str, ...]] = ("normalise over more elements", "normalise each branch", "add skips")
+
+    def check(self, flow: Flow) -> Finding | None:
+        return self._few_elements(flow) or self._growing_stream(flow) or self._plain_stack(flow)
+
+    def _few_elements(self, flow: Flow) -> Finding | None:
+        counted = [s for s in flow.sites if s.normalized_count is not None]
+        single = [s for s in counted if s.normalized_count == 1]
+        limit = self.too_few if reading.learns(flow) else self.few
+        small = single or [s for s in counted if s.op == "batch_norm" and (s.normalized_count or 99) <= limit]
+        if not small or ((reading.trains(flow) or 0) > 0.3 and not single):
+            return None
+        count = small[0].normalized_count or 0
+        effect = "the result is always 0 and passes no gradient" if count == 1 else "little more than a sign is left"
+        return self._finding(
+            flow, small, 0.95 if single else 0.85, Evidence("elements per statistic", count, "", "16 or more"),
+            f"{small[0].op} at {small[0].label} takes mean and variance over {count} elements: {effect}. Expected: 16 or more. "
+            "Use larger batches, or LayerNorm / GroupNorm over more elements.",
+            ("use a larger batch", "use LayerNorm or GroupNorm over more elements"),
+        )  # fmt: skip
+
+    def _growing_stream(self, flow: Flow) -> Finding | None:
+        merges = [s for s in flow.sites if s.kind == "merge" and s.op == "add" and len(s.inputs) > 1]
+        rms = [s.forward.rms for s in merges if s.forward is not None and s.forward.rms > 0]
+        if any(s.kind == "normalization" for s in flow.sites) or len(rms) < 3 or reading.learns(flow):
+            return None
+        growth = math.log(rms[-1] / rms[0]) if all(map(math.isfinite, rms)) else math.inf
+        if growth < self.stream_growth or not self._residual(flow, merges):
+            return None
+        return self._finding(
+            flow, merges, 0.9, Evidence("growth of the residual stream", math.exp(min(growth, 700)), "x", "below 10"),
+            f"The residual stream grows by {math.exp(min(growth, 700)):.3g} over {len(merges)} blocks, and there is no "
+            "normalisation. Expected: a stream of steady scale. Put a LayerNorm or BatchNorm at the entry of each branch, or "
+            "start each branch at zero.",
+            ("normalise the entry of each branch", "initialise the last layer of each branch with zeros"),
+        )  # fmt: skip
+
+    @staticmethod
+    def _residual(flow: Flow, merges: list[Site]) -> bool:
+        """Merges that add a branch to its own input, not time steps of one recurrent weight."""
+        uses = [s.parameter for s in reading.body(flow) if s.parameter is not None]
+        return len(set(uses)) > len(uses) / 2 and len(merges) >= 3
+
+    def _plain_stack(self, flow: Flow) -> Finding | None:
+        norms = [s for s in flow.sites if s.kind == "normalization"]
+        fall = reading.fall(flow)
+        enough = len(norms) >= 10 and 2 * len(norms) >= len(reading.body(flow))
+        if not enough or fall is None or fall > -math.log(1e3) or reading.learns(flow):
+            return None
+        if reading.plain_depth(flow) < 10:
+            return None
+        return self._finding(
+            flow, norms, 0.85, Evidence("growth of the gradient per normalised layer", math.exp(-fall / len(norms)), "x", "1.0"),
+            f"The gradient grows by {math.exp(-fall / len(norms)):.3g} with each of {len(norms)} normalised layers in a plain "
+            "stack, which no initialisation can change. Expected: 1.0, which normalised layers only have with skips. Add "
+            "residual connections, or drop the normalisation and initialise for the depth.",
+            ("add residual connections", "drop the normalisation and initialise for this depth"),
+        )  # fmt: skip
+
+    def _finding(
+        self, flow: Flow, sites: list[Site], confidence: float, evidence: Evidence, message: str, remedies: tuple[str, ...]
+    ) -> Finding:
+        proof = (evidence, *reading.learning_evidence(flow))
+        return Finding(self.cause, reading.names(sites), confidence, "high", proof, message, remedies, self.source)
+
+    @classmethod
+    def healthy(cls) -> tuple[Flow, ...]:
+        norm = Site("norm", "batch_norm", "normalization", 0, (64, 32), log_grad_out=0.0, normalized_count=64)
+        base = _flows.plain()
+        return (base, replace(base, sites=(norm, *base.sites)), _residual_net(growth=1.1, stuck=False))
+
+    @classmethod
+    def sick(cls) -> tuple[Flow, ...]:
+        one = Site("norm", "layer_norm", "normalization", 0, (64, 1), log_grad_out=0.0, normalized_count=1)
+        base = _flows.plain(stuck=True)
+        return (
+            replace(base, sites=(one, *base.sites)),
+            replace(base, sites=(replace(one, op="batch_norm", normalized_count=2), *base.sites)),
+            _residual_net(growth=4.0, stuck=True),
+        )
+
+
+def _residual_net(growth: float, stuck: bool) -> Flow:
+    """A residual net without normalisation whose stream grows by ``growth`` with each block."""
+    base = _flows.plain(stuck=stuck)
+    merges = tuple(
+        Site(f"blocks.{i}:add", "add", "merge", 100 + i, (64, 32), inputs=(2 * i, 2 * i + 1),
+             forward=Moments(2048, growth**i, 0.0, 0.5 * growth**i), log_grad_out=0.0)
+        for i in range(8)
+    )  # fmt: skip
+    return replace(base, sites=(*base.sites, *merges))

@@ -1,0 +1,107 @@
+"""saturation: activations sit on their flat parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from unvanish import reading
+from unvanish.rules import _flows
+from unvanish.types import Cause, Evidence, Finding, Flow, Site, Snapshot
+from unvanish.units import AbstractRule
+
+
+@dataclass(frozen=True)
+class Saturation(AbstractRule):
+    """Most units of bounded activations sit on their flat parts, where the derivative is nearly zero.
+
+    Split exactly: S = A_ref - A is what a layer loses against the best slope its activation could have, B what its
+    weights lose against the critical ones.  Saturation is the verdict only where S dominates and the units are really
+    flat (derivative below 5 % of the best); "sigmoid saturates" is usually wrong: default weights lose by B, with not
+    one saturated unit.  The wrong lever makes it worse: larger weights deepen saturation.
+
+    Cure: recentre (bias so that the mean input is 0), shrink the weights that feed the layer, standardise the inputs,
+    or normalise before the activation; where training pushed the units there, lower the learning rate.
+    """
+
+    flat: float = 0.6
+    least: float = 2.0
+    trains: float = 0.3
+    cause: ClassVar[Cause] = "saturation"
+    title: ClassVar[str] = "activations sit on their flat parts"
+    source: ClassVar[str] = "Glorot and Bengio 2010, Understanding the difficulty of training deep feedforward neural networks, section 3"
+    remedies: ClassVar[tuple[str, ...]] = (
+        "recentre the layer's input (bias)",
+        "shrink the weights that feed it",
+        "normalise before the activation",
+    )
+
+    def check(self, flow: Flow) -> Finding | None:
+        if (reading.trains(flow) or 0.0) >= self.trains:
+            return None
+        at_start = self._flat(flow.sites)
+        if at_start and self._matters(flow, at_start):
+            return self._finding(flow, at_start, "from the first step on", 0.9)
+        if reading.learns(flow):
+            return None
+        for snapshot in flow.snapshots:
+            pushed = self._flat(snapshot.sites)
+            if pushed and len(pushed) * 2 >= len(reading.activations(flow)):
+                return self._finding(flow, pushed, f"pushed there by step {snapshot.step}", 0.6)
+        return None
+
+    def _flat(self, sites: tuple[Site, ...]) -> list[Site]:
+        """Saturated activations; gates, which multiply another path, are meant to open and close."""
+        gates = {order for s in sites if s.kind == "merge" and s.op == "mul" for order in s.inputs}
+        flat = [s for s in sites if s.kind == "activation" and s.inputs and (s.saturated or 0.0) >= self.flat]
+        return [s for s in flat if s.order not in gates]
+
+    def _matters(self, flow: Flow, flat: list[Site]) -> bool:
+        """The loss by saturation is large, and larger than what the other layers lose by their weights.
+
+        Where the gradient behind the flat units has left float32 (exactly zero), the units themselves are the proof.
+        """
+        known = [s.saturation_loss for s in flat if s.saturation_loss is not None]
+        lost = sum(value for value in known if value > 0)
+        by_weights = sum(reading.losses_of(reading.body(flow), "weights").values())
+        bounded = [s for s in reading.activations(flow) if s.saturated is not None]
+        if not known:
+            return len(flat) * 2 > len(bounded)
+        return lost > self.least and (lost > by_weights or len(flat) * 2 > len(bounded))
+
+    def _finding(self, flow: Flow, flat: list[Site], event: str, confidence: float) -> Finding:
+        worst = max(flat, key=lambda s: s.saturated or 0)
+        lost = sum(max(0.0, s.saturation_loss or 0.0) for s in flat)
+        return Finding(
+            cause=self.cause,
+            where=reading.with_feeders(flow, flat),
+            confidence=confidence,
+            severity="high",
+            evidence=(
+                Evidence(f"saturated units in {worst.label}", 100 * (worst.saturated or 0), "%", "below 20 %"),
+                Evidence("gradient lost by saturation (S)", reading.decades(lost), "decades", "below 0.5"),
+                *reading.learning_evidence(flow),
+            ),
+            message=(
+                f"{len(flat)} activation layers are saturated ({event}; {100 * (worst.saturated or 0):.0f} % of the units of "
+                f"{worst.label}): they cost {reading.decades(lost):.2g} decades of gradient. Expected: most units on the steep part. "
+                "Recentre or shrink what goes into them; larger weights would make it worse."
+            ),
+            remedies=self.remedies,
+            source=self.source,
+        )
+
+    @classmethod
+    def healthy(cls) -> tuple[Flow, ...]:
+        return (
+            _flows.plain(),
+            _flows.plain(depth=30, weights=1.8, activation="sigmoid", stuck=True),
+            _flows.plain(saturation=0.2, weights=-0.2, saturated=0.1, stuck=True),
+            _flows.plain(saturation=2.0, saturated=0.9),
+        )
+
+    @classmethod
+    def sick(cls) -> tuple[Flow, ...]:
+        base = _flows.plain(stuck=True)
+        pushed = Snapshot(10, _flows.plain(saturated=0.95, stuck=True).sites, base.parameters)
+        return (_flows.plain(saturation=2.5, saturated=0.95, stuck=True), replace(base, snapshots=(pushed,)))
