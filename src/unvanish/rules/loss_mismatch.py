@@ -130,8 +130,8 @@ class LossMismatch(AbstractRule):
         if flow.loss.reduction == "sum" and smaller is not None:
             yield self._finding(
                 flow, 0.92, "The loss is summed over the batch, so gradient and step are larger by the number of elements; "
-                f"with the learning rate times {smaller.factor:g} the same network learns. Expected: reduction='mean', "
-                "whose step does not depend on the batch size.",
+                f"with the learning rate times {smaller.factor:g} the same network learns. Expected: a step that "
+                "does not depend on the batch size. Use reduction='mean'.",
                 "use reduction='mean'",
             )  # fmt: skip
 
