@@ -20,7 +20,10 @@ SATURATING = {"tanh": 1.0, "sigmoid": 0.25, "hardtanh": 1.0, "hardsigmoid": 1 / 
 _FLAT_SHARE = 0.05
 _ZERO = 1e-6  # a derivative below this passes nothing in float32 training
 _QUEUE_LENGTH = 64
-_SMALL = 1 << 16
+_REAL = frozenset({"float32", "float64", "float16", "bfloat16"})
+_QUEUE_BYTES = 1 << 19  # what waits is still in the cache when it is measured
+
+_Key = tuple[str, torch.Size, torch.dtype, torch.device, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +33,17 @@ class Units:
     alive: Tensor
     saturated: float | None
 
+    @property
+    def dead(self) -> float:
+        """Share of units that were not."""
+        return 1 - int(self.alive.count_nonzero()) / max(1, self.alive.numel())
+
 
 class UnitQueue:
     """Measures activations; those of equal shape and op together."""
 
     def __init__(self) -> None:
-        self._waiting: dict[tuple[object, ...], list[tuple[int, Tensor]]] = defaultdict(list)
+        self._waiting: dict[_Key, list[tuple[int, Tensor]]] = defaultdict(list)
         self._done: dict[int, Units] = {}
         self._ones: dict[tuple[object, ...], Tensor] = {}
 
@@ -47,37 +55,40 @@ class UnitQueue:
         axis = 1 if channel and slope.ndim > 2 else slope.ndim - 1
         group = self._waiting[vertex.op, slope.shape, slope.dtype, slope.device, axis]
         group.append((key, slope))
-        if len(group) >= _QUEUE_LENGTH or slope.numel() * slope.element_size() > _SMALL:
+        if len(group) >= _QUEUE_LENGTH or len(group) * slope.numel() * slope.element_size() >= _QUEUE_BYTES:
             self._flush(vertex.op, axis, group)
 
     def finish(self) -> dict[int, Units]:
         """Measure what still waits and return key -> Units."""
-        for key, group in self._waiting.items():
+        for (op, _, _, _, axis), group in self._waiting.items():
             if group:
-                self._flush(str(key[0]), int(key[4]), group)  # type: ignore[call-overload]
+                self._flush(op, axis, group)
+        self._ones.clear()
         return self._done
 
     def _derivative(self, vertex: Vertex) -> Tensor | None:
         """phi' at the saved input; None where the values were not kept (checkpointing recomputes them only once)."""
-        if not readable(vertex):
+        if not vertex.shape or not readable(vertex):
             return None
         meta = vertex.node._input_metadata[0]
         key = (vertex.shape, meta.dtype, meta.device)
-        if key not in self._ones:
-            self._ones = {key: torch.ones(vertex.shape, dtype=meta.dtype, device=meta.device)}
-        with torch.no_grad():
-            slope = vertex.node(self._ones[key])
+        ones = self._ones.get(key)
+        if ones is None:
+            ones = torch.ones(vertex.shape, dtype=meta.dtype, device=meta.device)
+            self._ones = {key: ones}
+        slope = vertex.node(ones)
         slope = slope[0] if isinstance(slope, tuple) else slope
-        return slope.detach() if isinstance(slope, Tensor) and slope.ndim else None
+        return slope.detach() if isinstance(slope, Tensor) and slope.shape == ones.shape else None
 
     def _flush(self, op: str, axis: int, group: list[tuple[int, Tensor]]) -> None:
         slopes = torch.stack([slope for _, slope in group]).abs_()
         rest = [dim for dim in range(1, slopes.ndim) if dim != axis + 1]
-        alive = slopes.amax(dim=rest) > _ZERO if rest else slopes > _ZERO
+        # a derivative that is not a number is not a dead one
+        alive = ~((slopes.amax(dim=rest) if rest else slopes) <= _ZERO)
         shares: list[float | None] = [None] * len(group)
         if op in SATURATING:
-            flat = slopes < _FLAT_SHARE * SATURATING[op]
-            shares = list(flat.reshape(len(group), -1).float().mean(dim=1).tolist())
+            flat = slopes.lt_(_FLAT_SHARE * SATURATING[op]).reshape(len(group), -1)  # in place: 0 and 1 as floats
+            shares = list(flat.mean(dim=1, dtype=torch.float32).tolist())
         for (key, _), mask, share in zip(group, alive, shares, strict=True):
             self._done[key] = Units(mask, share)
         group.clear()
@@ -85,19 +96,20 @@ class UnitQueue:
 
 def readable(vertex: Vertex) -> bool:
     """Can the saved tensors of this node be read twice?  Checkpointing and offloading hooks allow it once."""
-    if vertex.dtype not in ("float32", "float64", "float16", "bfloat16"):
+    if vertex.dtype not in _REAL:
         return False
+    node = vertex.node
     try:
-        return all(_plain(getattr(vertex.node, name)) for name in _saved_names(type(vertex.node)))
+        for name in _saved_names(type(node)):
+            saved = getattr(node, name)
+            for part in saved if isinstance(saved, tuple | list) else (saved,):
+                if part is not None and part.unpack_hook is not None:
+                    return False
     except RuntimeError:  # the graph was freed
         return False
+    return True
 
 
 @cache
 def _saved_names(kind: type) -> tuple[str, ...]:
     return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
-
-
-def _plain(saved: object) -> bool:
-    parts = saved if isinstance(saved, tuple | list) else (saved,)
-    return all(part is None or part.unpack_hook is None for part in parts)

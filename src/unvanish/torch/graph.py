@@ -1,13 +1,15 @@
 """The loss's autograd graph as a list of data-carrying nodes, inputs before outputs.
 
-Requirements: no recursion (10,000 layers), one visit per node, and the weight side kept apart from the data side:
-a node belongs to the weight side when everything below it ends in parameters.
+Requirements: no recursion (10,000 layers), one visit per node (asking a node anything costs microseconds), and the
+weight side kept apart from the data side: a node belongs to the weight side when everything below it ends in
+parameters.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from torch import Tensor
@@ -15,10 +17,21 @@ from torch import Tensor
 from unvanish.torch import ops
 from unvanish.types import Kind
 
+_Edges = tuple[tuple[Any, int], ...]
+_LEAF = "AccumulateGrad"
+# ops that read data even where all that autograd shows of their inputs is a parameter: the ids need no gradient
+_LOOKUPS = frozenset({"Index", "IndexSelect", "Gather", "Take", *ops.EMBEDDINGS})
+_READS_DATA = frozenset({"linear", "convolution", "recurrent", "embedding", "normalization", "attention", "loss"})
+_HIDDEN = frozenset(ops.ISOMETRIES | ops.STRUCTURE)
+
 
 @dataclass(slots=True)
 class Vertex:
-    """One node of the graph that carries data. ``data`` = (input position, vertex below) pairs."""
+    """One node of the graph that carries data. ``data`` = (input position, vertex below) pairs.
+
+    ``raw_input``: it reads the batch itself.  ``constant``: it is made of parameters alone, yet by an op that
+    normally reads data (a factorised weight, a learned query).
+    """
 
     node: Any
     number: int
@@ -32,6 +45,7 @@ class Vertex:
     readers: int = 0
     hidden: bool = False
     raw_input: bool = False
+    constant: bool = False
 
     @property
     def isometry(self) -> bool:
@@ -50,79 +64,152 @@ class Graph:
 
 def read_graph(loss: Tensor, inputs: set[int]) -> Graph:
     """Walk the graph below ``loss``. ``inputs`` = id of leaf tensors that are data, not parameters."""
-    nodes = _reachable(loss.grad_fn)
-    vertices: dict[Any, Vertex] = {}
-    weight_side: dict[Any, tuple[int, ...]] = {}
-    leaves: dict[int, Tensor] = {}
-    for node in nodes:
-        variable = getattr(node, "variable", None) if node.name().endswith("AccumulateGrad") else None
-        if variable is not None:
-            leaves[id(variable)] = variable
-            if id(variable) in inputs:
-                continue
-            weight_side[node] = (id(variable),)
-            continue
-        _place(node, vertices, weight_side)
-    ordered = list(vertices.values())
-    return Graph(ordered, leaves, vertices.get(loss.grad_fn))
+    nodes, edges = _reachable(loss.grad_fn)
+    reader = _Reader(edges, inputs)
+    foreign = not reader.read(nodes)
+    if foreign:  # nodes numbered by another thread, such as the backward thread of a GPU: numbers give no order
+        reader = _Reader(edges, inputs)
+        reader.read(_topological(loss.grad_fn, edges, nodes))
+    root = reader.placed.get(loss.grad_fn)
+    return Graph(reader.vertices, reader.leaves, root if isinstance(root, Vertex) else None)
 
 
-def _reachable(root: Any) -> list[Any]:
-    """All nodes below and including ``root``, leaves first, then in the order in which the forward pass made them."""
-    seen, stack = {root}, [root]
+def _reachable(root: Any) -> tuple[list[tuple[int, str, Any]], dict[Any, _Edges]]:
+    """All (number, stem, node) below and including ``root``: leaves, then in the order the forward pass made them."""
+    edges: dict[Any, _Edges] = {}
+    leaves: list[tuple[int, str, Any]] = []
+    nodes: list[tuple[int, str, Any]] = []
+    seen, stack, stem_of = {root}, [root], ops.stem
     while stack:
-        for below, _ in stack.pop().next_functions:
-            if below is not None and below not in seen:
-                seen.add(below)
-                stack.append(below)
-    leaves = [node for node in seen if node.name().endswith("AccumulateGrad")]
-    return leaves + sorted((node for node in seen if not node.name().endswith("AccumulateGrad")), key=_number)
+        node = stack.pop()
+        stem = stem_of(node)
+        if stem == _LEAF:
+            edges[node] = ()
+            leaves.append((-1, stem, node))
+            continue
+        edges[node] = below = node.next_functions
+        nodes.append((node._sequence_nr(), stem, node))
+        for source, _ in below:
+            if source is not None and source not in seen:
+                seen.add(source)
+                stack.append(source)
+    nodes.sort(key=itemgetter(0))
+    return leaves + nodes, edges
 
 
-def _number(node: Any) -> int:
-    return int(node._sequence_nr())
+def _topological(root: Any, edges: dict[Any, _Edges], nodes: list[tuple[int, str, Any]]) -> list[tuple[int, str, Any]]:
+    """The same nodes, each after all it reads. Numbers that contradict this order become negative: owned by no module."""
+    known = {node: (number, stem) for number, stem, node in nodes}
+    ordered: list[tuple[int, str, Any]] = []
+    last: dict[Any, int] = {}
+    stack: list[tuple[Any, bool]] = [(root, False)]
+    while stack:
+        node, ready = stack.pop()
+        if node is None or node in last:
+            continue
+        if not ready:
+            stack.append((node, True))
+            stack.extend((source, False) for source, _ in edges[node] if source is not None and source not in last)
+            continue
+        number, stem = known[node]
+        newest = max((last[source] for source, _ in edges[node] if source is not None), default=-1)
+        last[node] = max(number, newest)
+        ordered.append((number if number > newest else -2 - len(ordered), stem, node))
+    return ordered
 
 
-def _place(node: Any, vertices: dict[Any, Vertex], weight_side: dict[Any, tuple[int, ...]]) -> None:
-    """Put one node on the weight side or make it a vertex; everything below it has been placed already."""
-    below = [(i, n) for i, (n, _) in enumerate(node.next_functions) if n is not None]
-    data = [(i, vertices[n]) for i, n in below if n in vertices]
-    parameters = tuple(p for _, n in below for p in weight_side.get(n, ()))
-    stem = ops.stem(node)
-    shape, dtype = _output(node)
-    if not data and parameters and _only_weights(node, stem, shape, below, weight_side):
-        weight_side[node] = parameters
-        return
-    op, kind = ops.classify(node, stem, len(data))
-    hidden = stem in ops.ISOMETRIES or stem in ops.STRUCTURE
-    vertex = Vertex(node, _number(node), stem, op, kind, shape, dtype, data, parameters, hidden=hidden)
-    vertex.raw_input = not data
-    for _, source in data:
-        source.readers += 1
-    vertices[node] = vertex
+class _Reader:
+    """Sorts nodes into data side and weight side, one after the other, inputs first."""
+
+    def __init__(self, edges: dict[Any, _Edges], inputs: set[int]) -> None:
+        self.edges = edges
+        self.inputs = inputs
+        self.vertices: list[Vertex] = []
+        self.leaves: dict[int, Tensor] = {}
+        self.placed: dict[Any, Vertex | tuple[int, ...] | None] = {}  # vertex, the parameters below, or input data
+
+    def read(self, nodes: list[tuple[int, str, Any]]) -> bool:
+        """Place all nodes; False as soon as one comes before something that it reads."""
+        for number, stem, node in nodes:
+            if stem == _LEAF:
+                variable = node.variable
+                self.leaves[id(variable)] = variable
+                self.placed[node] = None if id(variable) in self.inputs else (id(variable),)
+            elif not self._place(number, stem, node):
+                return False
+        return True
+
+    def _place(self, number: int, stem: str, node: Any) -> bool:
+        data: list[tuple[int, Vertex]] = []
+        parameters: tuple[int, ...] = ()
+        holes = False  # inputs that need no gradient, or that are the batch itself
+        for position, (source, _) in enumerate(self.edges[node]):
+            below = self.placed.get(source, False) if source is not None else None
+            if below is False:
+                return False
+            if below is None:
+                holes = True
+            elif isinstance(below, tuple):
+                parameters += below
+            else:
+                data.append((position, below))
+        if data or not parameters or not self._only_weights(stem, node, holes):
+            self.placed[node] = self._vertex(number, stem, node, data, parameters, holes)
+        else:
+            self.placed[node] = parameters
+        return True
+
+    def _vertex(
+        self,
+        number: int,
+        stem: str,
+        node: Any,
+        data: list[tuple[int, Vertex]],
+        parameters: tuple[int, ...],
+        holes: bool,
+    ) -> Vertex:
+        shape, dtype = _output(node)
+        op, kind = ops.classify(node, stem, _carriers(data))
+        vertex = Vertex(node, number, stem, op, kind, shape, dtype, data, parameters, 0, stem in _HIDDEN, not data)
+        reads_batch = holes or stem in _LOOKUPS or not (data or parameters)
+        vertex.constant = not reads_batch and all(source.constant for _, source in data)
+        for _, source in data:
+            source.readers += 1
+        self.vertices.append(vertex)
+        return vertex
+
+    def _only_weights(self, stem: str, node: Any, holes: bool) -> bool:
+        """Does this node, which has parameters below it and no data vertex, combine parameters only?
+
+        The network's input needs no gradient, so it leaves only a hole in ``next_functions``.  A product,
+        convolution, embedding or normalisation with parameters below reads data; elementwise ops do when their
+        output has more elements than the parameters they read (they were broadcast over a batch).
+        """
+        if stem in _LOOKUPS or ops.classify(node, stem, 0)[1] in _READS_DATA:
+            return False
+        if not holes:
+            return True
+        if any(source is not None and self.placed[source] is None for source, _ in self.edges[node]):
+            return False
+        sizes = [math.prod(_output(source)[0]) for source, _ in self.edges[node] if source is not None]
+        return math.prod(_output(node)[0]) <= max(sizes, default=0)
+
+
+def _carriers(data: list[tuple[int, Vertex]]) -> int:
+    """Inputs that carry the batch; parameters combined by a product count only where nothing else is read."""
+    return sum(not source.constant for _, source in data) or len(data)
+
+
+_DTYPES: dict[Any, str] = {}
 
 
 def _output(node: Any) -> tuple[tuple[int, ...], str]:
     """Shape and dtype of a node's (first) output."""
-    if not node._input_metadata:
+    metadata = node._input_metadata
+    if not metadata:
         return (), "float32"
-    first = node._input_metadata[0]
-    return tuple(int(n) for n in first.shape), str(first.dtype).removeprefix("torch.")
-
-
-def _only_weights(
-    node: Any, stem: str, shape: tuple[int, ...], below: list[tuple[int, Any]], weight_side: dict[Any, tuple[int, ...]]
-) -> bool:
-    """Does this node, which has parameters below it and no data vertex, combine parameters only?
-
-    The network's input needs no gradient, so it leaves only a hole in ``next_functions``.  A product, convolution,
-    embedding or normalisation with parameters below always reads data; elementwise ops do when their output has
-    more elements than the parameters they read (they were broadcast over a batch).
-    """
-    _, kind = ops.classify(node, stem, 0)
-    if kind in ("linear", "convolution", "recurrent", "embedding", "normalization", "attention", "loss"):
-        return False
-    if len(below) == len(node.next_functions):
-        return True
-    sizes = [math.prod(_output(n)[0]) for _, n in below if n in weight_side]
-    return math.prod(shape) <= max(sizes, default=0)
+    first = metadata[0]
+    dtype = _DTYPES.get(first.dtype)
+    if dtype is None:
+        dtype = _DTYPES[first.dtype] = str(first.dtype).removeprefix("torch.")
+    return tuple(first.shape), dtype

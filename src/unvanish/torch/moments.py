@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 
 import torch
 from torch import Tensor
@@ -12,7 +11,9 @@ from unvanish.torch.norms import dense
 from unvanish.types import Moments
 
 _SMALL = 1 << 16  # bytes: below this the call costs more than the arithmetic, so equal shapes are measured together
+_QUEUE_BYTES = 1 << 19  # what waits is still in the cache when it is measured
 _QUEUE_LENGTH = 128
+_EXACT = (torch.float32, torch.float64)  # dtypes measured as they are
 
 
 def batch_axis(shape: tuple[int, ...], batch_size: int | None) -> int | None:
@@ -24,38 +25,58 @@ def batch_axis(shape: tuple[int, ...], batch_size: int | None) -> int | None:
     return 1 if len(shape) > 2 and shape[1] == batch_size else None
 
 
+class _Group:
+    """Room for tensors of one shape and dtype, reused: fresh memory would cost more than the arithmetic."""
+
+    __slots__ = ("buffer", "keys", "rows", "scratch")
+
+    def __init__(self, like: Tensor) -> None:
+        length = max(1, min(_QUEUE_LENGTH, _QUEUE_BYTES // (like.numel() * like.element_size())))
+        self.buffer = torch.empty((length, *like.shape), dtype=like.dtype, device=like.device)
+        self.scratch = torch.empty_like(self.buffer) if like.dtype in _EXACT else None
+        self.rows = self.buffer.unbind(0)
+        self.keys: list[int] = []
+
+
 class MomentQueue:
     """Collects tensors under a key and measures equal shapes together; ``finish`` returns key -> Moments."""
 
     def __init__(self, batch_size: int | None = None) -> None:
         self.batch_size = batch_size
-        self._waiting: dict[tuple[object, ...], list[tuple[int, Tensor]]] = defaultdict(list)
+        self._groups: dict[tuple[object, ...], _Group] = {}
         self._done: dict[int, Moments] = {}
 
     def add(self, key: int, tensor: Tensor) -> None:
         """Measure ``tensor`` now if it is large, else a copy of it later (the next op may work in place)."""
-        tensor = dense(tensor)
-        if tensor.numel() == 0:
+        kept = dense(tensor)
+        size = kept.numel() * kept.element_size()
+        if size == 0:
             return
-        if tensor.numel() * tensor.element_size() > _SMALL:
-            self._done[key] = _measure([tensor], self.batch_size)[0]
+        if size > _SMALL:
+            self._done[key] = _measure(kept.unsqueeze(0), self.batch_size)[0]
             return
-        group = self._waiting[tensor.dtype, tensor.device, tensor.shape]
-        group.append((key, tensor.clone()))
-        if len(group) >= _QUEUE_LENGTH:
+        kind = (kept.dtype, kept.shape, kept.device)
+        group = self._groups.get(kind)
+        if group is None:
+            group = self._groups[kind] = _Group(kept)
+        group.rows[len(group.keys)].copy_(kept)
+        group.keys.append(key)
+        if len(group.keys) == len(group.rows):
             self._flush(group)
 
     def finish(self) -> dict[int, Moments]:
         """Measure what still waits and return everything."""
-        for group in self._waiting.values():
-            if group:
+        for group in self._groups.values():
+            if group.keys:
                 self._flush(group)
+        self._groups.clear()
         return self._done
 
-    def _flush(self, group: list[tuple[int, Tensor]]) -> None:
-        measured = _measure([tensor for _, tensor in group], self.batch_size)
-        self._done.update(zip((key for key, _ in group), measured, strict=True))
-        group.clear()
+    def _flush(self, group: _Group) -> None:
+        length = len(group.keys)
+        scratch = None if group.scratch is None else group.scratch[:length]
+        self._done.update(zip(group.keys, _measure(group.buffer[:length], self.batch_size, scratch), strict=True))
+        group.keys.clear()
 
 
 def moments(tensor: Tensor, batch_size: int | None = None) -> Moments:
@@ -63,45 +84,49 @@ def moments(tensor: Tensor, batch_size: int | None = None) -> Moments:
     tensor = dense(tensor)
     if tensor.numel() == 0:
         return Moments(count=0, rms=0.0, mean=0.0)
-    one = _measure([tensor], batch_size)[0]
+    one = _measure(tensor.unsqueeze(0), batch_size)[0]
     largest = float(tensor.abs().max()) if tensor.dtype != torch.bool else float(tensor.any())
     return Moments(one.count, one.rms, one.mean, one.batch_std, largest, one.nonfinite)
 
 
-def _measure(tensors: list[Tensor], batch_size: int | None) -> list[Moments]:
+def _measure(stack: Tensor, batch_size: int | None, scratch: Tensor | None = None) -> list[Moments]:
     """Moments of tensors of one shape. Float32 throughout, again in float64 for those that leave its range."""
-    stack = tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
-    wide = stack if stack.dtype in (torch.float32, torch.float64) else stack.to(torch.float32)
-    measured = _columns(wide, batch_size)
+    wide = stack if stack.dtype in _EXACT else stack.to(torch.float32)
+    count = stack[0].numel()
     return [
-        _moments(row, tensors[0].numel()) if _in_range(row) else _slow(tensor, batch_size)
-        for row, tensor in zip(measured, tensors, strict=True)
+        _moments(row, count) if 1e-15 < row[0] < 1e15 else _slow(stack[i], batch_size)
+        for i, row in enumerate(_columns(wide, batch_size, scratch))
     ]
 
 
-def _columns(stack: Tensor, batch_size: int | None) -> list[list[float]]:
+def _columns(stack: Tensor, batch_size: int | None, scratch: Tensor | None = None) -> list[list[float]]:
     """(rms, mean, batch_std or NaN) of each tensor in a stack."""
-    count = stack[0].numel()
-    flat = stack.reshape(len(stack), -1)
+    length, count = len(stack), stack[0].numel()
+    flat = stack.reshape(length, -1)
     rms = torch.linalg.vector_norm(flat, dim=1) / math.sqrt(count)
-    mean = flat.sum(dim=1) / count
     axis = batch_axis(tuple(stack.shape[1:]), batch_size)
-    std = torch.full_like(rms, math.nan) if axis is None else _batch_std(stack, axis + 1, count)
+    if axis is None:
+        mean, std = flat.sum(dim=1) / count, torch.full_like(rms, math.nan)
+    else:
+        mean, std = _over_batch(stack, axis + 1, scratch)
     return torch.stack([rms, mean, std], dim=1).tolist()  # type: ignore[no-any-return]
 
 
-def _batch_std(stack: Tensor, axis: int, count: int) -> Tensor:
-    """Root mean square over features of the (biased) standard deviation over the batch.
+def _over_batch(stack: Tensor, axis: int, scratch: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean, and the root mean square over features of the (biased) standard deviation over the batch.
 
-    The first sample is subtracted first: the mean of nearly equal samples would round away what differs.
+    The first sample is subtracted first: the mean of nearly equal samples would round away what differs.  It is a
+    sample like the others, so that its distance from their mean is at most sqrt(n) deviations and the difference
+    of squares below loses no more than a factor n of the precision.
     """
-    shifted = stack - stack.narrow(axis, 0, 1)
-    centred = shifted - shifted.mean(dim=axis, keepdim=True)
-    return torch.linalg.vector_norm(centred.reshape(len(stack), -1), dim=1) / math.sqrt(count)
-
-
-def _in_range(row: list[float]) -> bool:
-    return 1e-15 < row[0] < 1e15
+    length, share = len(stack), stack.shape[axis] / stack[0].numel()
+    first = stack.narrow(axis, 0, 1)
+    shifted = torch.sub(stack, first, out=scratch)
+    centre = shifted.sum(dim=axis, keepdim=True) / stack.shape[axis]
+    mean = (centre + first).reshape(length, -1).sum(dim=1) * share
+    squares = torch.linalg.vector_norm(shifted.reshape(length, -1), dim=1).square() / stack[0].numel()
+    offset = torch.linalg.vector_norm(centre.reshape(length, -1), dim=1).square() * share
+    return mean, (squares - offset).clamp_min(0).sqrt()
 
 
 def _slow(tensor: Tensor, batch_size: int | None) -> Moments:

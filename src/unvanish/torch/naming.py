@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 
@@ -26,8 +27,7 @@ def names_of(model: nn.Module) -> Names:
     return Names(modules, parameters)
 
 
-@dataclass(frozen=True, slots=True)
-class SiteName:
+class SiteName(NamedTuple):
     """Path of a site, which call of it this is, the weight it uses, and whether it stands outside the network."""
 
     path: str

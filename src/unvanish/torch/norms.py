@@ -8,14 +8,14 @@ costs one call per queue and never holds more than ``_QUEUE_BYTES``.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 
 import torch
 from torch import Tensor
 
 _QUEUE_LENGTH = 256
-_QUEUE_BYTES = 4 << 20
+_QUEUE_BYTES = 1 << 19  # what waits is still in the cache when it is measured
 _SAFE = (1e-15, 1e18)  # float32 norms between these are exact to rounding
+_SAFE_WIDE = (1e-140, 1e150)  # the same for float64
 
 
 class Norms:
@@ -41,45 +41,66 @@ class Norms:
 
     def log(self, slot: int) -> float | None:
         """ln of the norm in this slot: -inf for exactly zero, NaN or inf as met, None where nothing was put."""
-        value = self.norm(slot)
-        if value is None:
-            return None
-        return -math.inf if value == 0 else math.log(value) if value > 0 else math.nan
+        return log(self.norm(slot))
+
+    def logs(self, slots: dict[int, int]) -> dict[int, float | None]:
+        """key -> ln of the norm in the slot of this key."""
+        if self._waiting:
+            self._flush()
+        return {key: log(self._values.get(slot)) for key, slot in slots.items()}
 
     def norm(self, slot: int) -> float | None:
         """The norm in this slot, or None where nothing was put."""
-        self._flush()
+        if self._waiting:
+            self._flush()
         return self._values.get(slot)
 
     def _flush(self) -> None:
         waiting, self._waiting, self._bytes = self._waiting, [], 0
-        groups: dict[tuple[torch.device, torch.dtype], list[tuple[int, Tensor]]] = defaultdict(list)
+        groups: dict[tuple[torch.device, torch.dtype], tuple[list[int], list[Tensor]]] = {}
         for slot, tensor in waiting:
-            tensor = dense(tensor)
-            groups[tensor.device, tensor.dtype].append((slot, tensor))
-        for group in groups.values():
-            measured = norms([tensor for _, tensor in group])
-            self._values.update(zip((slot for slot, _ in group), measured, strict=True))
+            plain = dense(tensor)
+            slots, tensors = groups.setdefault((plain.device, plain.dtype), ([], []))
+            slots.append(slot)
+            tensors.append(plain)
+        for slots, tensors in groups.values():
+            self._values.update(zip(slots, norms(tensors), strict=True))
+
+
+def log(norm: float | None) -> float | None:
+    """ln of a norm: -inf for exactly zero, NaN for NaN, None for None."""
+    if norm is None:
+        return None
+    return math.log(norm) if norm > 0 else -math.inf if norm == 0 else math.nan
 
 
 def dense(tensor: Tensor) -> Tensor:
     """The numbers of a tensor as a plain real, strided one: complex, sparse and distributed ones unfolded."""
     tensor = tensor.detach()
-    if tensor.is_sparse:
-        tensor = tensor.coalesce().values()
-    if tensor.layout != torch.strided:
-        tensor = tensor.values() if tensor.layout in (torch.sparse_csr, torch.sparse_csc) else tensor.to_dense()
+    if tensor.layout is not torch.strided:
+        if tensor.is_sparse:
+            tensor = tensor.coalesce().values()
+        else:
+            tensor = tensor.values() if tensor.layout in (torch.sparse_csr, torch.sparse_csc) else tensor.to_dense()
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def norms(tensors: list[Tensor]) -> list[float]:
     """L2 norms of real tensors of one device and dtype, in float64 where float32 would leave its range."""
-    wide = torch.float64 if tensors[0].dtype == torch.float64 else torch.float32
-    values: list[float] = torch.stack(torch._foreach_norm(tensors, 2, dtype=wide)).tolist()  # type: ignore[no-untyped-call, unused-ignore]
-    for i, value in enumerate(values):
-        if not _SAFE[0] < value < _SAFE[1]:
-            values[i] = scaled_norm(tensors[i])
-    return values
+    if tensors[0].dtype != torch.float64:
+        values = _foreach(tensors, torch.float32)
+        again = [i for i, value in enumerate(values) if not _SAFE[0] < value < _SAFE[1]]
+        if again:
+            for i, value in zip(again, _foreach([tensors[i] for i in again], torch.float64), strict=True):
+                values[i] = value
+        return values
+    values = _foreach(tensors, torch.float64)
+    return [v if _SAFE_WIDE[0] < v < _SAFE_WIDE[1] else scaled_norm(t) for v, t in zip(values, tensors, strict=True)]
+
+
+def _foreach(tensors: list[Tensor], dtype: torch.dtype) -> list[float]:
+    measured = torch._foreach_norm(tensors, 2, dtype=dtype)  # type: ignore[no-untyped-call, unused-ignore]
+    return torch.stack(measured).tolist()  # type: ignore[no-any-return]
 
 
 def scaled_norm(tensor: Tensor) -> float:

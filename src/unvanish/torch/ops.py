@@ -116,9 +116,16 @@ STRUCTURE = {
 FLAT = {"Round", "Floor", "Ceil", "Sign", "Trunc", "Heaviside"}  # zero derivative almost everywhere, by definition
 
 
+_STEMS: dict[str, str] = {}
+
+
 def stem(node: Any) -> str:
     """Name of a node without its ``Backward0``: "Tanh", "Addmm", ..."""
-    return _SUFFIX.sub("", node.name().rsplit("::", 1)[-1])
+    name = node.name()
+    known = _STEMS.get(name)
+    if known is None:
+        known = _STEMS[name] = _SUFFIX.sub("", name.rsplit("::", 1)[-1])
+    return known
 
 
 def snake(name: str) -> str:

@@ -1,0 +1,130 @@
+"""From a watched graph to sites: names, depth, references and the measured numbers, one Site per visible vertex."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cache
+
+from unvanish import theory
+from unvanish.torch.activations import Units
+from unvanish.torch.graph import Graph, Vertex
+from unvanish.torch.naming import SiteName
+from unvanish.types import Moments, Site
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the hooks measured, by index of the vertex (``forward`` by number of the node)."""
+
+    forward: dict[int, Moments]
+    log_out: dict[int, float | None]
+    log_in: dict[int, float | None]
+    units: dict[int, Units]
+    zeros: dict[int, float]
+    counts: dict[int, int | None]
+
+
+def describe(graph: Graph, names: list[SiteName], measured: Measured) -> tuple[Site, ...]:
+    """The sites of a graph in forward order."""
+    sources, depths = topology(graph)
+    references = _references(graph)
+    sites: list[Site] = []
+    for index, vertex in enumerate(graph.vertices):
+        if vertex.hidden:
+            continue
+        name, units = names[index], measured.units.get(index)
+        sites.append(
+            Site(
+                name=name.path,
+                op=vertex.op,
+                kind="loss" if name.loss and vertex.kind in ("other", "merge") else vertex.kind,
+                order=len(sites),
+                shape=vertex.shape,
+                dtype=vertex.dtype,
+                depth=depths[index],
+                call=name.call,
+                inputs=sources[index],
+                parameter=name.parameter,
+                forward=measured.forward.get(vertex.number),
+                log_grad_out=measured.log_out.get(index),
+                log_grad_in=measured.log_in.get(index),
+                reference=references.get(index),
+                dead=None if units is None else units.dead,
+                saturated=None if units is None else units.saturated,
+                zero_gradient=measured.zeros.get(index),
+                normalized_count=measured.counts.get(index),
+            )
+        )
+    return tuple(sites)
+
+
+def topology(graph: Graph) -> tuple[list[tuple[int, ...]], list[int]]:
+    """Per vertex: the orders of the visible sites it reads, and its depth in sites."""
+    seen: dict[int, tuple[tuple[int, ...], int]] = {}  # id -> (orders a reader of this vertex reads, depth)
+    sources: list[tuple[int, ...]] = []
+    depths: list[int] = []
+    order = 0
+    for vertex in graph.vertices:
+        if len(vertex.data) == 1:
+            reads, level = seen[id(vertex.data[0][1])]
+        else:
+            below = [seen[id(source)] for _, source in vertex.data]
+            reads = tuple(dict.fromkeys(o for orders, _ in below for o in orders))
+            level = max((depth for _, depth in below), default=0)
+        level += not vertex.hidden
+        seen[id(vertex)] = (reads if vertex.hidden else (order,), level)
+        order += not vertex.hidden
+        sources.append(reads)
+        depths.append(level)
+    return sources, depths
+
+
+@cache
+def _log_slope(op: str) -> float:
+    return math.log(theory.small_signal_slope(op))
+
+
+def _references(graph: Graph) -> dict[int, float]:
+    """A_ref per activation, and per linear or convolution the A_ref of the activation it feeds (0: it feeds none)."""
+    references: dict[int, float] = {}
+    fed: dict[int, float] = {}  # id of a linear vertex -> A_ref of the activation it feeds
+    for index, vertex in enumerate(graph.vertices):
+        if vertex.kind != "activation":
+            continue
+        references[index] = _log_slope(vertex.op)
+        below = vertex.data[0][1] if vertex.data else None
+        while below is not None and (below.hidden or below.kind == "normalization") and len(below.data) == 1:
+            below = below.data[0][1]
+        if below is not None and below.kind in ("linear", "convolution"):
+            fed[id(below)] = references[index]
+    for index, vertex in enumerate(graph.vertices):
+        if vertex.kind in ("linear", "convolution"):
+            references[index] = fed.get(id(vertex), 0.0)
+    return references
+
+
+def normalized_count(vertex: Vertex) -> int | None:
+    """Number of elements a normalisation takes its statistics over; None for other ops and for frozen statistics."""
+    node, shape = vertex.node, vertex.shape
+    if vertex.op == "batch_norm" and len(shape) > 1:
+        return math.prod(shape) // shape[1] if getattr(node, "_saved_training", True) else None
+    if vertex.op in ("layer_norm", "rms_norm"):
+        return math.prod(node._saved_normalized_shape)
+    if vertex.op == "group_norm":
+        return int(node._saved_C) * int(node._saved_HxW) // int(node._saved_group)
+    return None
+
+
+def merge_units(first: tuple[Site, ...], one: dict[int, Units], other: dict[int, Units]) -> tuple[Site, ...]:
+    """Sites of two probes of the same graph: a unit is dead only if it was dead in both batches."""
+    merged = []
+    for site in first:
+        a, b = one.get(site.order), other.get(site.order)
+        if a is None or b is None or a.alive.shape != b.alive.shape:
+            merged.append(site)
+            continue
+        dead = Units(a.alive | b.alive, None).dead
+        share = None if a.saturated is None or b.saturated is None else (a.saturated + b.saturated) / 2
+        merged.append(replace(site, dead=dead, saturated=share))
+    return tuple(merged)

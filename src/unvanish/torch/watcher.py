@@ -1,0 +1,80 @@
+"""The forward half of a probe: module calls, and the moments of what they and functional activations put out."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unvanish.torch.activations import readable
+from unvanish.torch.graph import Vertex
+from unvanish.torch.moments import MomentQueue
+from unvanish.torch.naming import Names
+from unvanish.torch.recurrent import TimeWatch
+from unvanish.torch.scopes import Scopes, tensors_in
+
+_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # inside vmap or grad: it has no numbers of its own
+
+
+class Watcher(Scopes):
+    """Scopes that also measure what every module puts out, and the time axis of recurrent modules."""
+
+    def __init__(self, names: Names, batch_size: int | None) -> None:
+        super().__init__(names.modules)
+        self.batch_size = batch_size
+        self.moments = MomentQueue(batch_size)
+        self.times = TimeWatch(names.modules)
+        self.output: Any = None
+        self._measured: set[int] = set()
+
+    def enter(self, module: nn.Module, args: Any) -> Any:
+        """Global forward pre-hook."""
+        super().enter(module, args)
+        known = isinstance(module, nn.RNNBase) and id(module) in self.names
+        return self.times.enter(module, args) if known else None
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Global forward hook."""
+        super().leave(module, args, output)
+        if id(module) not in self.names or torch.compiler.is_compiling():
+            return
+        if not self._open:
+            self.output = output
+        if isinstance(module, nn.RNNBase):
+            self.times.leave(module, output)
+        for tensor in (output,) if isinstance(output, Tensor) else tensors_in(output):
+            self._measure(tensor)
+
+    def _measure(self, tensor: Tensor) -> None:
+        node = tensor.grad_fn
+        if node is None or _wrapped(tensor):
+            return
+        number = node._sequence_nr()
+        if number not in self._measured:
+            self._measured.add(number)
+            self.moments.add(number, tensor)
+
+    def observe_saved(self, vertex: Vertex) -> None:
+        """Forward value of a functional activation and of what feeds it, which autograd kept for the backward pass."""
+        result, argument = _kept(type(vertex.node))
+        self._observe(vertex, "_saved_result" if result else "", vertex.number)
+        self._observe(vertex, "_saved_self" if argument else "", _producer(vertex))
+
+    def _observe(self, vertex: Vertex, attribute: str, number: int) -> None:
+        if attribute and number >= 0 and number not in self._measured and readable(vertex):
+            self._measured.add(number)
+            self.moments.add(number, getattr(vertex.node, attribute))
+
+
+@cache
+def _kept(kind: type) -> tuple[bool, bool]:
+    """Does this kind of node keep its output, and its input?"""
+    return "_raw_saved_result" in dir(kind), "_raw_saved_self" in dir(kind)
+
+
+def _producer(vertex: Vertex) -> int:
+    """Number of the node whose output this one reads; -1 where that is a view or unknown."""
+    below = vertex.data[0][1] if vertex.data else None
+    return -1 if below is None or below.hidden else below.number
