@@ -1,0 +1,58 @@
+"""What is said while the user's script runs: a line at each probed step, on stderr, never on its stdout."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import TextIO
+
+from rich.console import Console
+from rich.text import Text
+
+from unvanish.types import Parameter
+
+
+class Live:
+    """Lines in a pipe, coloured lines on a terminal.
+
+    A probed step is rare (0, 1, 2, 5, 10, ...), so that the lines stay few.  A line that is rewritten in place would
+    fight with the script's own output and progress bars for the terminal's last row.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        """Write to ``stream``, else to stderr as it is at the time of writing."""
+        self._stream = stream
+
+    def say(self, text: str) -> None:
+        """One line in words."""
+        self._write(Text.assemble(("unvanish: ", "bold cyan"), text))
+
+    def step(self, who: str, index: int, loss: float, parameters: tuple[Parameter, ...]) -> None:
+        """One probed step: the loss and the gradient at the two ends of the network."""
+        line = Text.assemble(("unvanish: ", "bold cyan"), f"{who}step {index}, loss {loss:.4g}")
+        ends = gradient_ends(parameters)
+        if ends is not None:
+            sick = math.isnan(ends[0]) or ends[0] < 1e-4 * ends[1]
+            line.append(", gradient first layer ")
+            line.append(f"{ends[0]:.1e}", "bold red" if sick else "green")
+            line.append(f", last layer {ends[1]:.1e}")
+        self._write(line)
+
+    def _write(self, line: Text) -> None:
+        stream = self._stream or sys.stderr
+        if not stream.isatty():
+            print(line.plain, file=stream, flush=True)
+            return
+        Console(file=stream, highlight=False).print(line, overflow="ellipsis", no_wrap=True)
+
+
+def gradient_ends(parameters: tuple[Parameter, ...]) -> tuple[float, float] | None:
+    """||gradient|| of the first and of the last weight matrix that has one."""
+    logs = [p.log_grad for p in parameters if p.log_grad is not None and len(p.shape) > 1]
+    if not logs:
+        return None
+    return _norm(logs[0]), _norm(logs[-1])
+
+
+def _norm(log: float) -> float:
+    return math.exp(min(log, 700.0))

@@ -1,0 +1,94 @@
+"""From what was seen of one optimizer to its Flow, in the names the user knows."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass, replace
+from typing import TypeVar
+
+from unvanish.torch.observe import Observation
+from unvanish.torch.probe import merge_units
+from unvanish.torch.run.roots import Roots
+from unvanish.torch.run.track import Track
+from unvanish.torch.session import unobserved
+from unvanish.types import Cut, Flow, NonFinite, Parameter, Site, Snapshot
+
+_Plain = TypeVar("_Plain")
+
+
+def assemble(track: Track, others: list[Track], roots: Roots) -> Flow:
+    """The Flow of one optimizer; it must have been looked at once."""
+    first, *later = track.looks
+    keep = _Mine(track, others, roots)
+    sites = _merged(first.seen, later[0].seen if later else None)
+    flow = Flow(
+        sites=sites,
+        parameters=keep.parameters(first.seen),
+        loss=first.seen.loss,
+        times=first.seen.times,
+        inputs=first.seen.inputs,
+        optimizer=track.view,
+        steps=track.steps(),
+        snapshots=tuple(Snapshot(look.step, look.seen.sites, keep.parameters(look.seen)) for look in later),
+        cuts=keep.cuts(first.seen),
+        nonfinite=_nonfinite(track),
+        unobserved=unobserved(sites),
+        batch_size=first.seen.batch_size,
+        origin="run",
+    )
+    prefix = roots.common_prefix()
+    return flow if prefix is None else renamed(flow, prefix)
+
+
+class _Mine:
+    """What of a look belongs to this optimizer: its own parameters, and those of its networks that nobody trains."""
+
+    def __init__(self, track: Track, others: list[Track], roots: Roots) -> None:
+        self._own = set(track.names)
+        self._foreign = {name for other in others if other is not track for name in other.names} - self._own
+        self._roots = {roots.root_of(name) for name in self._own}
+        self._foreign_roots = {roots.root_of(name) for name in self._foreign}
+        self._root_of = roots.root_of
+
+    def parameters(self, seen: Observation) -> tuple[Parameter, ...]:
+        return tuple(p for p in seen.parameters if self._belongs(p))
+
+    def cuts(self, seen: Observation) -> tuple[Cut, ...]:
+        """A path is cut only if no loss between two steps reached what lies behind it."""
+        lost = {p.name.rpartition(".")[0] for p in self.parameters(seen) if p.requires_grad and not p.reached}
+        return tuple(cut for cut in seen.cuts if lost.intersection(cut.behind))
+
+    def _belongs(self, parameter: Parameter) -> bool:
+        if parameter.name in self._own or not parameter.registered:
+            return True
+        if parameter.name in self._foreign:
+            return False
+        root = self._root_of(parameter.name)
+        return root in self._roots or (root not in self._foreign_roots and bool(parameter.used))
+
+
+def _merged(first: Observation, second: Observation | None) -> tuple[Site, ...]:
+    """A unit counts as dead only if it is dead in the first two looks, where they saw the same ops."""
+    if second is None or [site.op for site in first.sites] != [site.op for site in second.sites]:
+        return first.sites
+    return merge_units(first.sites, first.units, second.units)
+
+
+def _nonfinite(track: Track) -> NonFinite | None:
+    if track.nonfinite is None and track.losses.first_bad is not None:
+        return NonFinite("loss", "unknown", "forward", track.losses.first_bad, "the loss itself is NaN or Inf")
+    return track.nonfinite
+
+
+def renamed(value: _Plain, prefix: str) -> _Plain:
+    """The same plain data with ``prefix`` taken off every name: "model.net.0" is "net.0", "model:relu" is "relu"."""
+    if isinstance(value, str):
+        return value.removeprefix(f"{prefix}.").removeprefix(f"{prefix}:") if value != prefix else ""  # type: ignore[return-value]
+    if isinstance(value, tuple):
+        return tuple(renamed(part, prefix) for part in value)  # type: ignore[return-value]
+    if is_dataclass(value) and not isinstance(value, type):
+        changed = {f.name: renamed(getattr(value, f.name), prefix) for f in fields(value) if f.name not in _NO_PLACES}
+        return replace(value, **changed)
+    return value
+
+
+_NO_PLACES = ("op", "kind", "dtype", "schema", "framework", "origin", "lever", "direction")

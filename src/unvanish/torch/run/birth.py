@@ -1,0 +1,83 @@
+"""Where a NaN or Inf of the user's own step was born, read from the values autograd saved: nothing is run again."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from unvanish.torch.activations import readable
+from unvanish.torch.graph import Graph, Vertex, read_graph
+from unvanish.torch.naming import Namer, Names
+from unvanish.torch.scopes import Scopes
+from unvanish.types import NonFinite
+
+_ENDLESS = ("log", "log2", "log10", "div", "sqrt", "rsqrt", "reciprocal", "exp", "expm1", "pow", "acos", "asin", "atanh")
+
+
+def find_birth(graph: Graph | None, scopes: Scopes, names: Names) -> NonFinite | None:
+    """First op, going forward, whose output is not finite although what went in is; call it before the backward pass.
+
+    Args:
+        graph: the graph of the loss that is NaN or Inf.
+        scopes: the module calls of the forward pass; none where it was not watched.
+        names: modules and parameters as the user knows them.
+    """
+    if graph is None:
+        return None
+    for key, leaf in graph.leaves.items():
+        if not _finite(leaf):
+            name = names.parameters.get(key, "an input")
+            return NonFinite(name, "parameter", "parameter", 0, "the weights themselves are not finite")
+    named = Namer(scopes, names).names(graph, scopes.owners([vertex.number for vertex in graph.vertices]))
+    bad = _bad_outputs(graph)
+    suspects = [v for v in graph.vertices if id(v) in bad] or [v for v in graph.vertices if v.op in _ENDLESS][-1:]
+    if not suspects:
+        return NonFinite("loss", "unknown", "forward", 0)
+    first = suspects[0]
+    inputs = _saved(first, outputs=False)
+    if any(not _finite(tensor) for tensor in inputs) and first.raw_input:
+        return NonFinite("input", "data", "input", 0, _range(inputs))
+    place = next(name for vertex, name in zip(graph.vertices, named, strict=True) if vertex is first)
+    return NonFinite(place.path if not place.loss else "loss", first.op, "forward", 0, _range(inputs))
+
+
+def find_birth_unwatched(loss: Tensor, names: Names) -> NonFinite | None:
+    """The same for a step whose forward pass was not watched: layers are named by their parameters."""
+    return find_birth(read_graph(loss, set()), Scopes(names.modules), names)
+
+
+def _bad_outputs(graph: Graph) -> set[int]:
+    """Vertices whose output is known not to be finite, from what they or the op above them saved."""
+    bad = set()
+    for vertex in graph.vertices:
+        if any(not _finite(tensor) for tensor in _saved(vertex, outputs=True)):
+            bad.add(id(vertex))
+        if any(not _finite(tensor) for tensor in _saved(vertex, outputs=False)):
+            bad.update([id(below) for _, below in vertex.data] if len(vertex.data) == 1 else [])
+            if not vertex.data:
+                bad.add(id(vertex))
+    return bad
+
+
+def _saved(vertex: Vertex, *, outputs: bool) -> list[Tensor]:
+    if not readable(vertex):
+        return []
+    names = [name for name in dir(type(vertex.node)) if name.startswith("_saved_")]
+    chosen = [name for name in names if ("result" in name or "output" in name) == outputs and "grad" not in name]
+    values = [getattr(vertex.node, name) for name in chosen]
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def _finite(tensor: Tensor) -> bool:
+    plain = tensor.layout == torch.strided and (tensor.is_floating_point() or tensor.is_complex())
+    return not plain or bool(torch.isfinite(tensor).all())
+
+
+def _range(tensors: list[Tensor]) -> str:
+    """The range of what went in, which usually names the bug: log of 0, exp of 1000, a zero divisor."""
+    parts = [
+        f"{list(tensor.shape)} in [{float(tensor.min()):.4g}, {float(tensor.max()):.4g}]"
+        for tensor in tensors[:2]
+        if tensor.is_floating_point() and tensor.numel()
+    ]
+    return "its input was " + " and ".join(parts) if parts else ""

@@ -1,0 +1,110 @@
+"""PyTorch's global entry points, taken while the user's script runs and given back afterwards."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from unvanish.torch.run.watch import Watch
+
+
+@contextmanager
+def watching(watch: Watch) -> Iterator[None]:
+    """Tell ``watch`` of every optimizer, backward pass, step and loss scaling in the block."""
+    with ExitStack() as undo:
+        undo.callback(watch.close)
+        undo.callback(register_optimizer_step_pre_hook(_safe(watch, watch.step_begins)).remove)
+        undo.callback(register_optimizer_step_post_hook(_safe(watch, watch.step_ended)).remove)
+        for owner, name, make in _REPLACED:
+            original = getattr(owner, name)
+            setattr(owner, name, functools.wraps(original)(make(watch, original)))
+            undo.callback(setattr, owner, name, original)
+        yield
+
+
+def _safe(watch: Watch, event: Callable[[Optimizer], None]) -> Callable[[Optimizer, Any, Any], None]:
+    def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not watch.elsewhere():
+            _tell(watch, event, optimizer)
+
+    return hook
+
+
+def _tell(watch: Watch, event: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Whatever goes wrong with us must not stop the user's training."""
+    try:
+        return event(*args, **kwargs)
+    except Exception:
+        watch.fail()
+        return None
+
+
+def _backward(watch: Watch, original: Callable[..., None]) -> Callable[..., None]:
+    def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
+        pending = None if watch.elsewhere() else _tell(watch, watch.backward_begins, tensors)
+        if pending is None:
+            return original(tensors, *args, **kwargs)
+        try:
+            original(tensors, *args, **kwargs)
+        except BaseException:
+            _tell(watch, pending.probe.sites)
+            raise
+        _tell(watch, watch.backward_ended, pending)
+        return None
+
+    return backward
+
+
+def _init(watch: Watch, original: Callable[..., None]) -> Callable[..., None]:
+    def __init__(self: Optimizer, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - it stands in for one
+        original(self, *args, **kwargs)
+        if not watch.elsewhere():
+            _tell(watch, watch.created, self)
+
+    return __init__
+
+
+def _scale(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
+    def scale(self: GradScaler, outputs: Any) -> Any:
+        result = original(self, outputs)
+        if not watch.elsewhere():
+            _tell(watch, watch.scaled, result, outputs, self)
+        return result
+
+    return scale
+
+
+def _scaler_step(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
+    def step(self: GradScaler, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        before = watch.steps_of(optimizer)
+        result = original(self, optimizer, *args, **kwargs)
+        if not watch.elsewhere() and before == watch.steps_of(optimizer):
+            _tell(watch, watch.step_ended, optimizer, skipped=True)
+        return result
+
+    return step
+
+
+def _compile(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
+    def compile(*args: Any, **kwargs: Any) -> Any:
+        if not watch.elsewhere():
+            _tell(watch, watch.compiled)
+        return original(*args, **kwargs)
+
+    return compile
+
+
+_REPLACED: tuple[tuple[Any, str, Callable[[Watch, Callable[..., Any]], Callable[..., Any]]], ...] = (
+    (torch.autograd, "backward", _backward),
+    (Optimizer, "__init__", _init),
+    (GradScaler, "scale", _scale),
+    (GradScaler, "step", _scaler_step),
+    (torch, "compile", _compile),
+)

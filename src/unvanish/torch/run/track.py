@@ -1,0 +1,172 @@
+"""One optimizer of the user's program: when it is looked at, and what was seen at its steps."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from unvanish.torch.graph import Graph
+from unvanish.torch.naming import Names
+from unvanish.torch.observe import Observation
+from unvanish.torch.parameters import Updates, view_parameters, with_updates
+from unvanish.torch.rehearse import update_ratios
+from unvanish.torch.run.losses import Losses
+from unvanish.torch.run.window import Seen, gradient_norms
+from unvanish.torch.scopes import Scopes
+from unvanish.torch.session import view_optimizer
+from unvanish.types import NonFinite, OptimizerView, Parameter, Step
+
+_TRIES = 5  # steps that showed no backward pass before the next look is put off
+_DORMANT = 50  # steps of other optimizers without one of this
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one probed step told."""
+
+    step: int
+    seen: Observation
+
+
+@dataclass(slots=True)
+class Begun:
+    """A probed step between the optimizer's pre-hook and its post-hook."""
+
+    updates: Updates
+    parameters: tuple[Parameter, ...] | None
+    norms: dict[int, float]
+    mine: list[Seen]
+
+
+class Track:
+    """The life of one optimizer."""
+
+    def __init__(self, optimizer: Optimizer, clock: int) -> None:
+        self.reference = weakref.ref(optimizer)
+        self.name = type(optimizer).__name__
+        self.view: OptimizerView = view_optimizer(optimizer, given=True)
+        self.parameters: dict[int, weakref.ref[Tensor]] = {}
+        self.names: dict[str, None] = {}
+        self.count = 0
+        self.losses = Losses()
+        self.looks: list[Look] = []
+        self.facts: dict[int, dict[str, Any]] = {}
+        self.skipped: set[int] = set()
+        self.nonfinite: NonFinite | None = None
+        self.clock = self.turn = clock
+        self.begun: Begun | None = None
+        self._next = 0
+        self._tries = 0
+        self.learn(optimizer)
+
+    def learn(self, optimizer: Optimizer) -> None:
+        """Read the parameters and the learning rates; a schedule's largest rate is the one that counts."""
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        self.parameters = {id(p): weakref.ref(p) for p in held}
+        now, old = view_optimizer(optimizer, given=True), self.view.learning_rates
+        if len(now.learning_rates) == len(old):
+            now = replace(now, learning_rates=tuple(map(max, now.learning_rates, old)))
+        self.view = now
+
+    def due(self) -> bool:
+        """Is the coming step one to look at?"""
+        return self.count >= self._next
+
+    def dormant(self, turn: int) -> bool:
+        """Others have made many steps since this one made its last."""
+        return turn - self.turn > _DORMANT
+
+    def begin(self, optimizer: Optimizer, mine: list[Seen], named: dict[str, Tensor], names: Names) -> None:
+        """A probed step begins: the gradients are as the optimizer will use them, the weights still old."""
+        self.learn(optimizer)
+        own = {name: p for name, p in named.items() if id(p) in self.parameters}
+        self.names.update(dict.fromkeys(own))
+        parameters = self._look_at(optimizer, mine, named, names) if mine else None
+        held = {id(p): p for p in own.values()}
+        self.begun = Begun(Updates.before_step(own), parameters, gradient_norms(held, _fused_scale(optimizer)), mine)
+
+    def end(self, optimizer: Optimizer, mine: list[Seen], named: dict[str, Tensor], names: Names) -> Look | None:
+        """The probed step is done: keep what was seen."""
+        begun, self.begun = self.begun, None
+        mine = begun.mine or mine if begun is not None else []
+        if begun is None or not mine:
+            self._tries += 1
+            self._next = self.count + 1 if self._tries < _TRIES else following(self.count)
+            return None
+        self._next, self._tries = following(self.count), 0
+        closure = begun.parameters is None
+        source = mine[0] if closure else mine[-1]
+        parameters = begun.parameters or self._look_at(optimizer, mine[:1], named, names)
+        parameters = with_updates(parameters, begun.updates.measure(named))
+        after = total({key: norm for key, norm in source.norms.items() if key in self.parameters})
+        used = after if closure else total(begun.norms)
+        median, largest = update_ratios(tuple(p for p in parameters if p.name in self.names))
+        self.facts[self.count] = {
+            "log_grad": log(used),
+            "update_ratio": median,
+            "largest_update_ratio": largest,
+            "clip": used / after if not closure and 0 < after < math.inf and math.isfinite(used) else None,
+            "scale": source.scale,
+        }
+        before = source.before
+        seen = Observation(
+            source.sites, source.units, parameters, before.loss, source.times, before.inputs, before.cuts, source.batch_size
+        )
+        self.looks.append(Look(self.count, seen))
+        return self.looks[-1]
+
+    def _look_at(
+        self, optimizer: Optimizer, mine: list[Seen], named: dict[str, Tensor], names: Names
+    ) -> tuple[Parameter, ...]:
+        """All parameters as they are now; reached = by any loss since this optimizer's last step."""
+        leaves = {key: leaf for seen in mine for key, leaf in seen.leaves.items()}
+        scopes = Scopes({})
+        scopes.calls = [call for seen in mine for call in seen.calls]
+        views = view_parameters(named, Graph([], leaves, None), scopes, names, optimizer)
+        shift = math.log(_fused_scale(optimizer) or 1.0)
+        return tuple(replace(p, log_grad=p.log_grad - shift) if p.log_grad and shift else p for p in views)
+
+    def steps(self, most: int = 2000) -> tuple[Step, ...]:
+        """All steps, thinned out evenly where there are very many; probed and skipped ones are always kept."""
+        self.losses.fetch()
+        stride = max(1, math.ceil(len(self.losses.values) / most))
+        return tuple(
+            Step(i, loss, skipped=i in self.skipped, **self.facts.get(i, {}))
+            for i, loss in enumerate(self.losses.values)
+            if i % stride == 0 or i in self.facts or i in self.skipped or i == len(self.losses.values) - 1
+        )
+
+
+def following(step: int) -> int:
+    """The next step to look at: 0, 1, 2, 5, 10, 20, 50, 100, ...
+
+    >>> following(0), following(2), following(7), following(100)
+    (1, 5, 10, 200)
+    """
+    decade = 1
+    while True:
+        for digit in (1, 2, 5):
+            if digit * decade > step:
+                return digit * decade
+        decade *= 10
+
+
+def total(norms: dict[int, float]) -> float:
+    """Norm over all of them together."""
+    return math.hypot(*norms.values())
+
+
+def log(norm: float) -> float:
+    """ln, with -inf for exactly zero and NaN for NaN."""
+    return -math.inf if norm == 0 else math.log(norm) if norm > 0 else math.nan
+
+
+def _fused_scale(optimizer: Optimizer) -> float | None:
+    """Fused optimizers under a GradScaler unscale inside their step."""
+    scale = getattr(optimizer, "grad_scale", None)
+    return None if scale is None else float(scale)

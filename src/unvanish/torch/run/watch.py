@@ -1,0 +1,226 @@
+"""What happens in the user's program, event by event: backward passes and optimizer steps of any number of networks.
+
+Between two looks nothing is hooked but these events; each costs a few microseconds.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from unvanish.torch.births import find_backward_birth
+from unvanish.torch.run.birth import find_birth_unwatched
+from unvanish.torch.run.losses import Value, value_of
+from unvanish.torch.run.roots import Roots
+from unvanish.torch.run.track import Look, Track
+from unvanish.torch.run.window import Pending, Seen, Window
+from unvanish.types import NonFinite
+
+_MOST_TRACKS = 8
+_EAGER = "torch.compile is set aside at the steps that are looked at: they run eager"
+
+
+class Enough(BaseException):
+    """The wanted number of steps is done: leaves the script through everything but a bare ``except``."""
+
+
+class Watch:
+    """All optimizers of a program, and the one window of full sight they share."""
+
+    def __init__(self, looked: Callable[[Track, Look], None], say: Callable[[str], None], limit: int | None) -> None:
+        """Nothing is seen before ``start``.
+
+        Args:
+            looked: told of every probed step.
+            say: told, in words, of what the user should know at once.
+            limit: optimizer steps after which the script is stopped.
+        """
+        self.roots = Roots()
+        self.tracks: list[Track] = []
+        self.window: Window | None = None
+        self.notes: list[str] = []
+        self.backwards = 0
+        self.broken: str | None = None
+        self._looked, self._say, self._limit = looked, say, limit
+        self._values: list[Value] = []
+        self._last: list[Value] = []
+        self._scaled: tuple[Tensor, Tensor, Any] | None = None
+        self._stepping: Track | None = None
+        self._turn = 0
+        self._birth: NonFinite | None = None
+        self._compiled = False
+        self._stance: Any = None
+        self._owner = (os.getpid(), threading.get_ident())
+
+    def elsewhere(self) -> bool:
+        """In a forked worker, another thread, or under the compiler."""
+        here = (os.getpid(), threading.get_ident())
+        return here != self._owner or self.broken is not None or torch.compiler.is_compiling()
+
+    # ---- events ----------------------------------------------------------------------------------------------
+
+    def created(self, optimizer: Optimizer) -> None:
+        """An optimizer was made: the first step of training is near."""
+        if self._find(optimizer) is None and len(self.tracks) < _MOST_TRACKS:
+            self.tracks.append(Track(optimizer, self.backwards))
+            self.tracks[-1].turn = self._turn
+            self._arrange()
+
+    def compiled(self) -> None:
+        """``torch.compile`` was called."""
+        self._compiled = True
+        if self.window is not None and self._stance is None:
+            self._go_eager()
+
+    def scaled(self, result: Any, loss: Any, scaler: Any) -> None:
+        """A GradScaler multiplied the loss."""
+        if isinstance(result, Tensor) and isinstance(loss, Tensor) and scaler.is_enabled():
+            self._scaled = (result, loss, scaler)
+
+    def backward_begins(self, tensors: Any) -> Pending | None:
+        """The user called ``backward``."""
+        loss = tensors if isinstance(tensors, Tensor) else next(iter(tensors), None)
+        if loss is None or loss.numel() != 1 or not loss.requires_grad:
+            return None
+        self.backwards += 1
+        scaler = None
+        if self._scaled is not None and self._scaled[0] is loss:
+            _, loss, scaler = self._scaled
+        self._scaled = None
+        value = value_of(loss)
+        self._values.append(value)
+        if self.window is not None:
+            return self.window.begin(loss, None if scaler is None else scaler.get_scale(), self.backwards)
+        if isinstance(value, float) and not math.isfinite(value) and self._birth is None:
+            self.roots.refresh()
+            self._birth = find_birth_unwatched(loss, self.roots.names)
+        return None
+
+    def backward_ended(self, pending: Pending) -> None:
+        """It is done; ``pending`` is what ``backward_begins`` returned."""
+        if self.window is None:
+            return
+        seen = self.window.end(pending)
+        if self._birth is None:
+            self._birth = seen.birth or self._backward_birth(seen)
+
+    def step_begins(self, optimizer: Optimizer) -> None:
+        """Optimizer pre-hook."""
+        track = self._find(optimizer)
+        if track is None:
+            self.created(optimizer)
+            track = self._find(optimizer)
+        if track is None or (self._stepping is not None and self._overlap(track, self._stepping)):
+            return
+        self._stepping = track
+        if self.window is not None and track.due():
+            track.begin(optimizer, self._mine(track), self.roots.parameters(), self.roots.names)
+
+    def step_ended(self, optimizer: Optimizer, *, skipped: bool = False) -> None:
+        """Optimizer post-hook; ``skipped`` = a GradScaler met Inf and left the step out."""
+        track = self._find(optimizer)
+        if track is None or (track is not self._stepping and not skipped):
+            return
+        self._stepping = None
+        look = None
+        if skipped:
+            track.skipped.add(track.count)
+        elif self.window is not None and track.begun is not None:
+            look = track.end(optimizer, self._mine(track), self.roots.parameters(), self.roots.names)
+        self._count(track, skipped)
+        if look is not None:
+            self._looked(track, look)
+        self._arrange()
+        if self._limit is not None and track is self.main() and track.count >= self._limit:
+            raise Enough
+
+    # ---- what follows from them ----------------------------------------------------------------------------------
+
+    def main(self) -> Track | None:
+        """The optimizer that stepped first."""
+        stepped = [track for track in self.tracks if track.count]
+        return stepped[0] if stepped else None
+
+    def steps_of(self, optimizer: Optimizer) -> int:
+        """How many steps of this optimizer were seen."""
+        track = self._find(optimizer)
+        return -1 if track is None else track.count
+
+    def close(self) -> None:
+        """Take all module hooks away."""
+        if self.window is not None:
+            self.window.close()
+            self.window = None
+        if self._stance is not None:
+            self._stance.__exit__(None, None, None)
+            self._stance = None
+
+    def fail(self) -> None:
+        """Something of ours broke: the user's training goes on without us."""
+        self.broken = traceback.format_exc()
+        self.close()
+
+    def _count(self, track: Track, skipped: bool) -> None:
+        values = self._values or self._last
+        self._last, self._values = values, []
+        track.losses.add(list(values))
+        if self._birth is not None and not skipped and track.nonfinite is None:
+            track.nonfinite = replace(self._birth, step=track.count)
+        if not skipped:
+            self._birth = None
+        track.count += 1
+        self._turn += 1
+        track.clock, track.turn = self.backwards, self._turn
+
+    def _arrange(self) -> None:
+        """Open the window if the coming step of any optimizer is to be looked at, else close it."""
+        wanted = any(track.due() and not track.dormant(self._turn) for track in self.tracks)
+        if not wanted:
+            self.close()
+        elif self.window is None:
+            self.window = Window(self.roots, self._is_parameter)
+            if self._compiled:
+                self._go_eager()
+        else:
+            oldest = min(track.clock for track in self.tracks if not track.dormant(self._turn))
+            self.window.seen = [seen for seen in self.window.seen if seen.clock > oldest]
+
+    def _go_eager(self) -> None:
+        self._stance = torch.compiler.set_stance("force_eager")
+        if _EAGER not in self.notes:
+            self.notes.append(_EAGER)
+            self._say(_EAGER)
+
+    def _mine(self, track: Track) -> list[Seen]:
+        """Backward passes since this optimizer's last step that reached its parameters (all, if it is alone)."""
+        seen = [seen for seen in (self.window.seen if self.window else []) if seen.clock > track.clock]
+        mine = [one for one in seen if not one.leaves.keys().isdisjoint(track.parameters)]
+        alone = not any(other is not track and other.count for other in self.tracks)
+        return mine or (seen if alone else [])
+
+    def _backward_birth(self, seen: Seen) -> NonFinite | None:
+        """Inf under a GradScaler is how it finds its scale."""
+        if seen.scale is not None or all(math.isfinite(norm) for norm in seen.norms.values()):
+            return None
+        names = self.roots.names.parameters
+        gradients = {names.get(key, "a parameter"): leaf.grad for key, leaf in seen.leaves.items()}
+        return find_backward_birth(seen.sites, gradients, 0)
+
+    def _find(self, optimizer: Optimizer) -> Track | None:
+        return next((track for track in self.tracks if track.reference() is optimizer), None)
+
+    def _is_parameter(self, tensor: Tensor) -> bool:
+        return any(id(tensor) in track.parameters for track in self.tracks)
+
+    @staticmethod
+    def _overlap(inner: Track, outer: Track) -> bool:
+        return inner is not outer and not inner.parameters.keys().isdisjoint(outer.parameters)

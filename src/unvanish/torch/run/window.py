@@ -1,0 +1,190 @@
+"""A window of full sight: opened before a probed step, closed after it. Outside of it no module hook is installed."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
+
+from unvanish.torch.activations import Units
+from unvanish.torch.graph import read_graph
+from unvanish.torch.norms import dense, norms
+from unvanish.torch.objective import batch_size
+from unvanish.torch.observe import Before, before_backward
+from unvanish.torch.probe import Probe
+from unvanish.torch.run.birth import find_birth
+from unvanish.torch.run.frames import keywords_of_call
+from unvanish.torch.run.roots import Roots, is_loss
+from unvanish.torch.scopes import Call, tensors_in
+from unvanish.types import NonFinite, Site, TimeProfile
+
+_MOST_CALLS = 200_000  # module calls kept while no backward pass comes: a program that only infers
+
+
+@dataclass(slots=True)
+class Seen:
+    """One backward pass of the user, watched. ``norms`` = ||gradient|| per leaf right after it, unscaled."""
+
+    clock: int
+    leaves: dict[int, Tensor]
+    before: Before
+    calls: list[Call]
+    batch_size: int | None
+    scale: float | None
+    sites: tuple[Site, ...] = ()
+    units: dict[int, Units] = field(default_factory=dict)
+    times: tuple[TimeProfile, ...] = ()
+    norms: dict[int, float] = field(default_factory=dict)
+    birth: NonFinite | None = None
+
+
+@dataclass(slots=True)
+class Pending:
+    """Between the start and the end of the user's ``backward()``."""
+
+    probe: Probe
+    seen: Seen
+
+
+class Window:
+    """Forward hooks on every module of the process, and a probe on every backward pass, until ``close``."""
+
+    def __init__(self, roots: Roots, is_parameter: Callable[[Tensor], bool]) -> None:
+        """Open it.
+
+        Args:
+            roots: the networks known so far; new ones are adopted as they are called.
+            is_parameter: does an optimizer hold this tensor?
+        """
+        roots.refresh()
+        self.seen: list[Seen] = []
+        self._roots = roots
+        self._is_parameter = is_parameter
+        self._scopes = Probe(roots.names, None).scopes
+        self._depth = self._ignored = 0
+        self._entered: list[tuple[int, str, Any]] = []
+        self._target: Tensor | None = None
+        self._owner = (os.getpid(), threading.get_ident())
+        self._handles = [
+            nn_module.register_module_forward_pre_hook(self._entering),
+            nn_module.register_module_forward_hook(self._leaving, always_call=True),
+        ]
+
+    def close(self) -> None:
+        """Take the hooks away and let go of all tensors."""
+        for handle in self._handles:
+            handle.remove()
+        self._entered.clear()
+        self.seen.clear()
+        self._target = self._scopes.output = None
+
+    def _elsewhere(self) -> bool:
+        """In a worker process, another thread, or under the compiler."""
+        return (os.getpid(), threading.get_ident()) != self._owner or torch.compiler.is_compiling()
+
+    def _entering(self, module: nn.Module, args: Any) -> Any:
+        if self._elsewhere():
+            return None
+        if self._ignored:
+            self._ignored += 1
+            return None
+        if not self._depth and not self._enter_root(module, args):
+            self._ignored = 1
+            return None
+        self._depth += 1
+        return self._scopes.enter(module, args)
+
+    def _enter_root(self, module: nn.Module, args: Any) -> bool:
+        """Is this call at top level part of training?"""
+        if is_loss(module):
+            self._target = next(tensors_in(args[1:]), None)
+            return False
+        if torch.is_inference_mode_enabled() or not (torch.is_grad_enabled() or module.training):
+            return False
+        if id(module) not in self._roots.names.modules:
+            self._roots.adopt(module)
+        inputs: Any = {k: v for k, v in keywords_of_call().items() if k != "labels"}
+        inputs = {**{str(i): a for i, a in enumerate(args)}, **inputs} if inputs else args
+        self._entered = [*self._entered[-31:], (len(self.seen), self._roots.names.modules.get(id(module), ""), inputs)]
+        if (size := batch_size(inputs)) is not None:
+            self._scopes.batch_size = self._scopes.moments.batch_size = size
+        if len(self._scopes.calls) > _MOST_CALLS:
+            self._scopes.calls.clear()
+        return True
+
+    def _leaving(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._elsewhere():
+            return
+        if self._ignored:
+            self._ignored -= 1
+            return
+        self._depth -= 1
+        self._scopes.leave(module, args, output)
+
+    def begin(self, loss: Tensor, scale: float | None, clock: int) -> Pending:
+        """Hook the graph of ``loss``; the user's backward pass comes next."""
+        leaves = {key: leaf for key, leaf in read_graph(loss, set()).leaves.items() if leaf.requires_grad}
+        data = {key: leaf for key, leaf in leaves.items() if self._is_data(leaf)}
+        for leaf in (leaf for key, leaf in leaves.items() if key not in data):
+            if id(leaf) not in self._roots.names.parameters and self._is_parameter(leaf):
+                self._roots.adopt_leaf(leaf)
+        probe = Probe(self._roots.names, self._scopes.batch_size, tuple(data.values()))
+        probe.scopes = self._scopes
+        before = before_backward(probe, loss, self._inputs(), self._target)
+        parameters = {key: leaf for key, leaf in leaves.items() if key not in data}
+        seen = Seen(clock, parameters, before, list(self._scopes.calls), self._batch_size(before), scale)
+        if not math.isfinite(before.loss.value):
+            seen.birth = find_birth(before.graph, self._scopes, self._roots.names)
+        return Pending(probe, seen)
+
+    def end(self, pending: Pending) -> Seen:
+        """The user's backward pass is over: read what the hooks measured."""
+        seen, shift = pending.seen, math.log(pending.seen.scale or 1.0)
+        sites, seen.units = pending.probe.sites() if pending.probe.graph is not None else ((), {})
+        seen.sites = tuple(_unscaled(site, shift) for site in sites) if shift else sites
+        times = self._scopes.times.profiles(seen.sites)
+        seen.times = tuple(replace(t, log_grads=tuple(g - shift for g in t.log_grads)) for t in times)
+        seen.norms = gradient_norms(seen.leaves, seen.scale)
+        self.seen = [*self.seen[-63:], seen]
+        self._target = self._scopes.output = None
+        return seen
+
+    def abandon(self, pending: Pending) -> None:
+        """The user's backward pass raised."""
+        if pending.probe.graph is not None:
+            pending.probe.sites()
+
+    def _is_data(self, leaf: Tensor) -> bool:
+        """A leaf that asks for its gradient and is nobody's parameter: coordinates of a PINN, an adversarial input."""
+        known = id(leaf) in self._roots.names.parameters or isinstance(leaf, nn.Parameter)
+        return not known and not self._is_parameter(leaf)
+
+    def _inputs(self) -> Any:
+        """What the network was called with for this loss: the first call since the last one that was fed plain data."""
+        plain = [(at, inputs) for at, _, inputs in self._entered if not any(t.grad_fn for t in tensors_in(inputs))]
+        now = [inputs for at, inputs in plain if at == len(self.seen)]
+        return now[0] if now else plain[-1][1] if plain else ()
+
+    def _batch_size(self, before: Before) -> int | None:
+        if self._scopes.batch_size is not None:
+            return self._scopes.batch_size
+        return before.loss.target_shape[0] if before.loss.target_shape else None
+
+
+def gradient_norms(parameters: dict[int, Tensor], scale: float | None) -> dict[int, float]:
+    """||gradient|| of each parameter that has one, divided by the loss scale."""
+    gradients = {key: dense(p.grad) for key, p in parameters.items() if p.grad is not None and p.grad.numel()}
+    return {key: norms([gradient])[0] / (scale or 1.0) for key, gradient in gradients.items()}
+
+
+def _unscaled(site: Site, shift: float) -> Site:
+    out = None if site.log_grad_out is None else site.log_grad_out - shift
+    into = None if site.log_grad_in is None else site.log_grad_in - shift
+    return replace(site, log_grad_out=out, log_grad_in=into)

@@ -1,0 +1,127 @@
+"""``unvanish run``: the user's own, unchanged script is run, watched and diagnosed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from unvanish.flow import judge
+from unvanish.report.live import Live
+from unvanish.report.text import render
+from unvanish.torch.run.assemble import assemble
+from unvanish.torch.run.hooks import watching
+from unvanish.torch.run.program import Program, execute, exit_code, load, show_traceback
+from unvanish.torch.run.track import Look, Track
+from unvanish.torch.run.watch import Enough, Watch
+from unvanish.types import Diagnosis
+
+_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+
+
+def run(
+    target: str, args: list[str], *, module: bool = False, steps: int | None = None, json_path: Path | None = None
+) -> int:
+    """Run a training script and report on every optimizer that trained in it.
+
+    Args:
+        target: path of the script, or with ``module`` the name of a module.
+        args: the script's own arguments.
+        module: run ``target`` as ``python -m`` would.
+        steps: stop the script after this many steps of its first optimizer.
+        json_path: where to write the diagnosis as JSON (a list where several optimizers trained).
+
+    Returns:
+        The exit code: the script's own if that is not 0, else 1 for findings, 0 for none, 2 where nothing trained.
+
+    Raises:
+        ValueError: there is no such script or module.
+    """
+    program = load(target, module=module)
+    live = Live()
+    watch = Watch(lambda track, look: _show(live, watch, track, look), live.say, steps)
+    process = os.getpid()
+    code = _execute(program, args, watch, live)
+    if os.getpid() != process:  # a child the script forked came all the way back
+        raise SystemExit(code)
+    sys.stdout.flush()
+    verdict = _report(watch, live, target, json_path, quiet=bool(code))
+    return code or verdict
+
+
+def _execute(program: Program, args: list[str], watch: Watch, live: Live) -> int:
+    """Run the script to its end, whatever that is; its exit code."""
+    with watching(watch):
+        try:
+            execute(program, args)
+        except Enough:
+            live.say("the wanted number of steps is done, the script was stopped")
+        except SystemExit as leave:
+            return exit_code(leave)
+        except KeyboardInterrupt:
+            live.say("interrupted")
+            return _INTERRUPTED
+        except BaseException as error:
+            sys.stdout.flush()
+            show_traceback(error)
+            return 1
+    return 0
+
+
+def _show(live: Live, watch: Watch, track: Track, look: Look) -> None:
+    who = f"{label(track, watch)}: " if len(_trained(watch)) > 1 else ""
+    own = tuple(p for p in look.seen.parameters if p.name in track.names)
+    live.step(who, look.step, track.losses.values[look.step], own)
+
+
+def label(track: Track, watch: Watch) -> str:
+    """Which optimizer this is, in the user's words: "Adam of discriminator"."""
+    roots = dict.fromkeys(watch.roots.root_of(name) or name for name in track.names)
+    return f"{track.name} of {', '.join(list(roots)[:3])}" if roots else track.name
+
+
+def _trained(watch: Watch) -> list[Track]:
+    return [track for track in watch.tracks if track.count]
+
+
+def _report(watch: Watch, live: Live, target: str, json_path: Path | None, *, quiet: bool) -> int:
+    if watch.broken is not None:
+        live.say("stopped watching because of an error of its own, please report it; the script was not disturbed")
+        print(watch.broken, file=sys.stderr)
+    tracks = [track for track in _trained(watch) if track.looks]
+    if not tracks:
+        _say_nothing_trained(watch, live, target)
+        return 2
+    found = [_diagnose(track, tracks, watch) for track in tracks]
+    for track, diagnosis in zip(tracks, found, strict=True):
+        _print(diagnosis, f"{label(track, watch)}, {track.count} steps" if len(tracks) > 1 else "")
+    if json_path is not None:
+        texts = [diagnosis.to_json() for diagnosis in found]
+        json_path.write_text((texts[0] if len(texts) == 1 else f"[{','.join(texts)}]") + "\n", encoding="utf-8")
+    return 0 if quiet or all(diagnosis.healthy for diagnosis in found) else 1
+
+
+def _diagnose(track: Track, tracks: list[Track], watch: Watch) -> Diagnosis:
+    diagnosis = judge(assemble(track, tracks, watch.roots))
+    return replace(diagnosis, notes=(*diagnosis.notes, *watch.notes))
+
+
+def _print(diagnosis: Diagnosis, title: str) -> None:
+    terminal = sys.stderr.isatty()
+    width = min(shutil.get_terminal_size((100, 24)).columns, 120) if terminal else 100
+    heading = f"unvanish: {title}\n" if title else ""
+    text = f"{heading}{render(diagnosis, width=width, color=terminal and 'NO_COLOR' not in os.environ)}"
+    encoding = sys.stderr.encoding or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding), file=sys.stderr, flush=True)
+
+
+def _say_nothing_trained(watch: Watch, live: Live, target: str) -> None:
+    backward = f"backward() was called {watch.backwards} times" if watch.backwards else "backward() was never called"
+    stepped = "but no optimizer made a step" if watch.backwards else "and no optimizer made a step"
+    live.say(
+        f"no training was seen in {target}: {backward} {stepped}. "
+        "Expected a script that calls loss.backward() and optimizer.step() of a torch.optim optimizer. "
+        "Check that its arguments make it train, or use `unvanish diagnose file.py:factory`."
+    )
