@@ -141,6 +141,14 @@ def trains(flow: Flow) -> float | None:
     return Experiment("none", 1.0, tuple(step.loss for step in flow.steps), flow.loss.floor).progress
 
 
+def decline(flow: Flow) -> float:
+    """Share by which the loss fell while one batch was learnt by heart, whatever level it started from; 0 at least."""
+    losses = next((e.losses for e in flow.experiments if e.lever == "none"), ())
+    if len(losses) < 10 or not all(map(math.isfinite, losses)) or losses[0] <= 0:
+        return 0.0
+    return max(0.0, 1 - statistics.mean(losses[-5:]) / statistics.mean(losses[:5]))
+
+
 def plain_depth(flow: Flow) -> int:
     """Most weight layers in a row on the forward path without a sum or concatenation of two branches in between."""
     rows: dict[int, int] = {}

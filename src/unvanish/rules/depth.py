@@ -30,6 +30,7 @@ class Depth(AbstractRule):
     per_layer: float = 0.1
     layers: int = 30
     fall: float = reading.FALL
+    trains: float = 0.1
     cause: ClassVar[Cause] = "depth"
     title: ClassVar[str] = "a plain stack deeper than its initialisation carries"
     source: ClassVar[str] = "Schoenholz et al. 2017, arXiv:1611.01232, section 3; He et al. 2016, arXiv:1512.03385, section 4.1"
@@ -41,7 +42,7 @@ class Depth(AbstractRule):
 
     def check(self, flow: Flow) -> Finding | None:
         layers = reading.plain_depth(flow)
-        if layers < self.layers or reading.learns(flow):
+        if layers < self.layers or reading.learns(flow) or (reading.trains(flow) or 0.0) >= self.trains:
             return None
         fall = reading.fall(flow)
         if fall is None or fall == math.inf or math.isnan(fall) or abs(fall) / layers > self.per_layer:

@@ -26,6 +26,7 @@ class LearningRateLow(AbstractRule):
 
     update: float = 1e-3
     clip: float = 0.02
+    moves: float = 0.2
     cause: ClassVar[Cause] = "learning-rate-low"
     title: ClassVar[str] = "steps so small that nothing moves"
     source: ClassVar[str] = "Goodfellow et al. 2016, section 11.4.1; Bottou 2012, Stochastic gradient descent tricks"
@@ -43,7 +44,7 @@ class LearningRateLow(AbstractRule):
             left = statistics.median(clips)
             return self._finding(flow, 0.85, f"Clipping leaves {100 * left:.2g} % of the gradient", "clip at a larger norm")
         helped = reading.best_lever(flow, "learning-rate", above=1.0)
-        if helped is None or ratio is None or ratio > self.update:
+        if helped is None or ratio is None or ratio > self.update or reading.decline(flow) > self.moves:
             return None
         rate = max(rates) * helped.factor
         return self._finding(

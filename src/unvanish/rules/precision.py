@@ -20,7 +20,7 @@ class Precision(AbstractRule):
 
     bfloat16 has 8 bits of mantissa: an update below 0.2 % of its weight rounds to no update at all, so at learning rates
     below 1e-3 most weights stay bitwise unchanged although gradient and optimizer are right.  float16 holds nothing
-    below 6e-8: small gradients become exactly zero without loss scaling.  Read from the weights after a real step, and
+    below 6e-8, so small gradients become exactly zero without loss scaling, and nothing above 65,504.  Read from the weights after a real step, and
     from the share of exact zeros in the gradients.
 
     Cure: keep master weights in float32 and compute in low precision (autocast); with float16 use a GradScaler;
@@ -35,7 +35,21 @@ class Precision(AbstractRule):
     remedies: ClassVar[tuple[str, ...]] = ("float32 master weights with autocast", "GradScaler", "stochastic rounding")
 
     def check(self, flow: Flow) -> Finding | None:
-        return self._stuck_weights(flow) or self._underflow(flow)
+        return self._out_of_range(flow) or self._stuck_weights(flow) or self._underflow(flow)
+
+    def _out_of_range(self, flow: Flow) -> Finding | None:
+        """NaN or Inf in float16 that float32 does not have."""
+        helped = reading.best_lever(flow, "float32")
+        low = [p for p in reading.trainable(flow) if p.dtype == "float16"]
+        if flow.nonfinite is None or helped is None or not low:
+            return None
+        born = flow.nonfinite
+        return self._finding(
+            flow, low, Evidence("loss removed by the same network in float32", 100 * (helped.progress or 0), "%", "the same"),
+            f"A NaN or Inf is born in `{born.op}` at {born.where} in float16, whose range ends at 65,504 and starts at 6e-8; in "
+            "float32 the same network learns. Expected: values within the range. Keep weights and optimizer in float32 and "
+            "use autocast with a GradScaler, or use bfloat16.",
+        )  # fmt: skip
 
     def _stuck_weights(self, flow: Flow) -> Finding | None:
         weights = [p for p in reading.trainable(flow) if p.dtype in _LOW and len(p.shape) > 1 and p.unchanged is not None]

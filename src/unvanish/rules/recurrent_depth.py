@@ -29,7 +29,7 @@ class RecurrentDepth(AbstractRule):
     fall: float = math.log(1e3)
     steps: int = 10
     injected: float = 0.5
-    trains: float = 0.15
+    trains: float = 0.06
     cause: ClassVar[Cause] = "recurrent-depth"
     title: ClassVar[str] = "the gradient does not reach back in time"
     source: ClassVar[str] = "Bengio et al. 1994; Pascanu et al. 2013, arXiv:1211.5063; Tallec and Ollivier 2018, arXiv:1804.11188"

@@ -22,6 +22,7 @@ from unvanish.types import Experiment, Flow
 
 _FACTORS = (0.1, 0.01, 10.0, 100.0)
 _GOOD_RATIOS = (0.01, 0.1)  # update / weight of a brisk but sound step
+_LOW_PRECISION = (torch.float16, torch.bfloat16)
 _ENOUGH = 0.5  # this much progress on one batch settles that the network can learn
 
 
@@ -90,11 +91,20 @@ def experiments(
         scales = ("inputs-standardized", "targets-standardized")
         levers += [(lever, 1.0) for lever in scales if _movable(objective, batch, lever)]
     if reached < _ENOUGH:
-        if any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters()):
+        if any(p.dtype in _LOW_PRECISION for p in model.parameters()):
             levers.append(("float32", 1.0))
         levers += [("learning-rate", factor) for factor in _factors(flow)]
     moved = (overfit(model, optimizer, objective, batch, steps, floor, lever=k, factor=f) for k, f in levers)
     return (base, *moved)
+
+
+def format_experiments(
+    model: nn.Module, optimizer: Optimizer, objective: Objective, batch: Any, flow: Flow, steps: int
+) -> tuple[Experiment, ...]:
+    """For a low-precision network that is not finite at the first step: is it so in float32 too?"""
+    if steps == 0 or all(p.dtype not in _LOW_PRECISION for p in model.parameters()):
+        return ()
+    return (overfit(model, optimizer, objective, batch, steps, flow.loss.floor, lever="float32"),)
 
 
 def _factors(flow: Flow) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from unvanish.torch.copies import Working, preserved_randomness, working_copy
-from unvanish.torch.experiments import experiments
+from unvanish.torch.experiments import experiments, format_experiments
 from unvanish.torch.objective import Objective
 from unvanish.torch.observe import Observation, observe
 from unvanish.torch.probe import merge_units
@@ -113,7 +113,8 @@ def _train(
     if not math.isfinite(flow.loss.value) or _gradient_broken(flow):
         work, trained = _copy(model, optimizer, goal)
         assert work.optimizer is not None, "copied with the model"
-        return replace(flow, nonfinite=find_birth(work.model, work.optimizer, trained, held[0], 0))
+        flow = replace(flow, nonfinite=find_birth(work.model, work.optimizer, trained, held[0], 0))
+        return replace(flow, experiments=format_experiments(model, optimizer, goal, held[0], flow, max(steps, 40)))
     if steps == 0:
         return flow
     work, trained = _copy(model, optimizer, goal)
