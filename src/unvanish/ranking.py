@@ -7,6 +7,7 @@ explains become its symptoms; a fault of its own (a cut graph beside a wrong los
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from unvanish import reading
@@ -31,32 +32,48 @@ UPSTREAM: tuple[Cause, ...] = (
 )
 # faults of the program's text: nothing else explains them, so they are never a symptom
 INDEPENDENT: tuple[Cause, ...] = ("disconnected", "loss-mismatch", "symmetry", "precision")
+_SURE = 0.9  # a second finding of its own must be as certain as this
+_AT_FLOOR = 0.06  # of the constant predictor's loss: batches differ by about as much
+_FLOORS = {
+    "cross_entropy": "the class frequencies; ln C where classes are balanced",
+    "nll": "the class frequencies",
+    "bce": "the class frequencies",
+    "bce_with_logits": "the class frequencies",
+    "mse": "the mean of the targets",
+    "l1": "the median of the targets",
+}
 _STEP = 0.012  # how much confidence one place upstream is worth
 
 
 def rank(flow: Flow, findings: list[Finding]) -> Diagnosis:
-    """Root cause first, symptoms folded, and for a healthy network the numbers that say so."""
+    """Root cause first, symptoms folded, with the few numbers that everybody asks for first as notes."""
     ordered = sorted(findings, key=_weight, reverse=True)
+    notes, learning = _notes(flow), reading.improves(flow)
     if not ordered:
-        return Diagnosis((), flow, notes=_why_healthy(flow))
+        return Diagnosis((), flow, notes, learning)
     root, rest = ordered[0], ordered[1:]
-    own = [finding for finding in rest if finding.cause in INDEPENDENT and finding.confidence >= 0.9]
+    own = [finding for finding in rest if finding.cause in INDEPENDENT and finding.confidence >= _SURE]
     symptoms = tuple(finding for finding in rest if finding not in own)
-    return Diagnosis((replace(root, symptoms=symptoms), *own), flow)
+    return Diagnosis((replace(root, symptoms=symptoms), *own), flow, notes, learning)
 
 
 def _weight(finding: Finding) -> float:
     return finding.confidence - _STEP * UPSTREAM.index(finding.cause)
 
 
-def _why_healthy(flow: Flow) -> tuple[str, ...]:
-    """The few numbers behind a silent report."""
+def _notes(flow: Flow) -> tuple[str, ...]:
     notes = []
-    fall, reached = reading.fall(flow), reading.progress(flow)
-    if fall is not None:
-        notes.append(f"first layer's gradient is {reading.decades(-fall):+.1f} decades from the last's")
-    if reached is not None:
-        notes.append(f"{100 * reached:.0f} % of the loss removed on one batch")
-    else:
+    fall, reached, floor = reading.fall(flow), reading.progress(flow), flow.loss.floor
+    if fall is not None and not math.isnan(fall):
+        size = "exactly zero" if fall == math.inf else f"{reading.decades(-fall):+.1f} decades from the last's"
+        notes.append(f"the first layer's gradient is {size}")
+    if reached is None:
         notes.append("learning was not tried")
+    elif reached >= reading.LEARNS or floor is None or not flow.steps:
+        notes.append(f"{100 * reached:.0f} % of the loss removed on one batch or in training")
+    elif abs(flow.steps[-1].loss - floor) < _AT_FLOOR * floor:
+        notes.append(
+            f"the loss stands at {flow.steps[-1].loss:.3g}: what a prediction reaches that ignores the input ({floor:.3g}, "
+            f"{_FLOORS.get(flow.loss.kind, 'a constant')})"
+        )
     return tuple(notes)

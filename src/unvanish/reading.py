@@ -30,6 +30,15 @@ def learns(flow: Flow) -> bool:
     return reached is not None and reached >= LEARNS
 
 
+def improves(flow: Flow) -> bool | None:
+    """Was the network seen to learn at all, or was it converged from the start?  None where it was not tried."""
+    reached = progress(flow)
+    if reached is None:
+        return None
+    converged = flow.loss.floor is not None and flow.loss.value < 0.2 * flow.loss.floor
+    return converged or reached >= 0.1 or decline(flow) >= 0.1
+
+
 def best_lever(flow: Flow, lever: str, *, above: float = 0.0, below: float = math.inf) -> Experiment | None:
     """The experiment with this lever, and a factor in (above, below), that helped most, if it clearly helped.
 

@@ -316,7 +316,11 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """All that was measured, as plain numbers: what the rules read and what a bug report contains."""
+    """All that was measured, as plain numbers: what the rules read and what a bug report contains.
+
+    ``stable_rank`` is that of a sketch of eight rows of the Jacobian from the first to the last activation (1 = all
+    directions collapsed into one); measured only where ten or more weight layers stand in a row.
+    """
 
     sites: tuple[Site, ...]
     parameters: tuple[Parameter, ...]
@@ -373,11 +377,16 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """The verdict: findings, root cause first, and the Flow they were read from."""
+    """The verdict: findings, root cause first, and the Flow they were read from.
+
+    ``learns`` says whether the network was seen to learn (None: not tried): without a finding and without learning
+    the fault is one that no rule knows.
+    """
 
     findings: tuple[Finding, ...]
     flow: Flow
     notes: tuple[str, ...] = ()
+    learns: bool | None = None
     schema: int = SCHEMA
 
     @property

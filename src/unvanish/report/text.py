@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from io import StringIO
 
@@ -11,46 +12,36 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from unvanish.report.picture import gradient_picture
-from unvanish.types import Diagnosis, Evidence, Finding
+from unvanish.report.picture import drawn, gradient_picture
+from unvanish.report.places import places
+from unvanish.types import Diagnosis, Evidence, Finding, Flow
 
 __all__ = ["gradient_picture", "places", "render"]
 
+_UNKNOWN = "no known fault found, but the network was not seen to learn"
 _COLORS = {"high": "bold red", "medium": "bold yellow", "low": "bold cyan"}
 
 
 def render(diagnosis: Diagnosis, width: int = 100, color: bool = False) -> str:
-    """The whole report: one line for a healthy network, else root cause, proof, cure and what it explains."""
+    """The whole report: a sentence for a healthy network, else root cause, proof, cure and what it explains."""
     if diagnosis.healthy:
-        return _healthy(diagnosis)
+        return _healthy(diagnosis, width)
     root, *others = diagnosis.findings
     parts: list[RenderableType] = [_headline(root), "", _indented(root.message), _evidence(root), _remedies(root)]
-    parts += [_indented(f"Source: {root.source}", "dim"), *_folded(root), *_others(others), ""]
-    parts += [gradient_picture(diagnosis.flow, width=min(width, 100)), ""]
+    parts += [*_folded(root), *_others(others), *_picture(diagnosis.flow, width)]
     parts += [_indented(f"Note: {note}", "dim") for note in diagnosis.notes]
     parts += _unobserved(diagnosis.flow.unobserved)
-    parts.append(f"  Learn more: unvanish explain {root.cause}")
+    parts += [_indented(f"Source: {root.source}", "dim"), f"  Learn more: unvanish explain {root.cause}"]
     return _draw(Group(*parts), width, color)
 
 
-def places(names: Sequence[str], noun: str = "layers") -> str:
-    """Names as a person would write them: all of a few, the ends of many.
-
-    >>> places(["net.0", "net.2"])
-    'net.0, net.2'
-    >>> places([f"net.{i}" for i in range(0, 46, 2)])
-    'net.0 ... net.44 (23 layers)'
-    """
-    if len(names) <= 3:
-        return ", ".join(names)
-    return f"{names[0]} ... {names[-1]} ({len(names)} {noun})"
-
-
-def _healthy(diagnosis: Diagnosis) -> str:
+def _healthy(diagnosis: Diagnosis, width: int) -> str:
     why = f" ({'; '.join(diagnosis.notes)})" if diagnosis.notes else ""
     gaps = diagnosis.flow.unobserved
-    unseen = f"; not observed: {places(gaps, 'things')}" if gaps else ""
-    return " ".join(f"unvanish: the network is healthy{why}{unseen}".splitlines())
+    unseen = f"; not observed: {_gaps(gaps)}" if gaps else ""
+    verdict = "the network is healthy" if diagnosis.learns is not False else _UNKNOWN
+    sentence = " ".join(f"unvanish: {verdict}{why}{unseen}".split())
+    return textwrap.fill(sentence, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _draw(content: RenderableType, width: int, color: bool) -> str:
@@ -68,17 +59,22 @@ def _draw(content: RenderableType, width: int, color: bool) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
 
 
-def _headline(finding: Finding) -> Text:
-    return Text.assemble(
-        "unvanish: ",
+def _headline(finding: Finding) -> RenderableType:
+    """One line; the places hang under the cause where they need more."""
+    text = Text.assemble(
         (finding.cause, _COLORS[finding.severity]),
         f" in {places(finding.where)}",
-        (f", {_weight(finding)}", "dim"),
+        (f" ({_weight(finding)})", "dim"),
     )
+    line = Table.grid(padding=(0, 1, 0, 0))
+    line.add_row("unvanish:", text)
+    return line
 
 
 def _weight(finding: Finding) -> str:
-    return f"{finding.confidence:.0%} sure, severity {finding.severity}"
+    """A high severity is the rule, and goes without saying."""
+    severity = "" if finding.severity == "high" else f", severity {finding.severity}"
+    return f"{finding.confidence:.0%} sure{severity}"
 
 
 def _indented(text: str, style: str = "") -> Padding:
@@ -95,18 +91,28 @@ def _evidence(finding: Finding) -> RenderableType:
 
 
 def _value(row: Evidence) -> str:
-    return f"{number(row.value)} {row.unit}".rstrip()
+    if row.unit == "decades" and row.value == math.inf:
+        return "all of it"
+    digits = 4 if row.unit == "" and "loss" in row.name else 2 if row.unit == "decades" and abs(row.value) < 10 else 3
+    return f"{number(row.value, digits)} {row.unit}".rstrip()
 
 
-def number(value: float | None) -> str:
-    """Four digits; what is no number is said in words, never printed as a zero.
+def number(value: float | None, digits: int = 4) -> str:
+    """A number in ``digits`` digits, far ones in 2; what is no number is said in words, never printed as a zero.
 
-    >>> number(1.5e-9), number(float("nan")), number(None)
-    ('1.5e-09', 'NaN', 'not observed')
+    >>> number(1.5321e-9), number(2.30261), number(242800.0), number(float("nan")), number(None)
+    ('1.5e-09', '2.303', '2.4e+05', 'NaN', 'not observed')
     """
     if value is None:
         return "not observed"
-    return "NaN" if math.isnan(value) else f"{value:.4g}"
+    if math.isnan(value):
+        return "NaN"
+    near = value == 0 or 1e-3 <= abs(value) < 1e5
+    return f"{value:.{digits}g}" if near and (digits >= 4 or abs(value) < 1000) else _far(value, digits)
+
+
+def _far(value: float, digits: int) -> str:
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e5 and digits < 4 else f"{value:.2g}"
 
 
 def _remedies(finding: Finding) -> RenderableType:
@@ -120,24 +126,40 @@ def _folded(root: Finding) -> list[RenderableType]:
     """The symptoms, one line each: they go away with the root cause."""
     if not root.symptoms:
         return []
-    lines = [_line(f"- {symptom.cause} in {places(symptom.where)}: {symptom.message}") for symptom in root.symptoms]
-    return ["", _indented("It explains", "bold"), *lines]
+    lines = [_line(f"- {symptom.cause} in {places(symptom.where)}{_proof(symptom)}") for symptom in root.symptoms]
+    return [_indented("Explained by it, to go away with it", "bold"), *lines, ""]
+
+
+def _proof(finding: Finding) -> str:
+    """The first number of a finding, which is its own; those after it are common to many."""
+    return f": {finding.evidence[0].name} {_value(finding.evidence[0])}" if finding.evidence else ""
 
 
 def _others(findings: Sequence[Finding]) -> list[RenderableType]:
     if not findings:
         return []
-    parts: list[RenderableType] = ["", _indented("Other findings", "bold")]
+    parts: list[RenderableType] = [
+        _indented("A fault of its own" if len(findings) == 1 else "Faults of their own", "bold")
+    ]
     for finding in findings:
         parts.append(_indented(f"- {finding.cause} in {places(finding.where)} ({_weight(finding)})"))
         parts.append(Padding(Text(finding.message), (0, 0, 0, 4)))
         parts += [Padding(Text(f"Do: {remedy}"), (0, 0, 0, 4)) for remedy in finding.remedies[:1]]
         parts += [_line(f"  explains {symptom.cause} in {places(symptom.where)}") for symptom in finding.symptoms]
-    return parts
+    return [*parts, ""]
+
+
+def _picture(flow: Flow, width: int) -> list[RenderableType]:
+    """The gradient, where there is something to see: a flat line is no news."""
+    return [_indented(gradient_picture(flow, width=min(width, 100) - 2)), ""] if drawn(flow) else []
 
 
 def _unobserved(names: Sequence[str]) -> list[RenderableType]:
-    return [_line(f"Not observed: {', '.join(names)}", "dim")] if names else []
+    return [_line(f"Not observed: {_gaps(names)}", "dim")] if names else []
+
+
+def _gaps(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{', '.join(names[:2])} and {len(names) - 2} more"
 
 
 def _line(text: str, style: str = "") -> Padding:

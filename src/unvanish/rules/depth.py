@@ -31,6 +31,7 @@ class Depth(AbstractRule):
     layers: int = 30
     fall: float = reading.FALL
     trains: float = 0.1
+    collapsed: float = 2.0
     cause: ClassVar[Cause] = "depth"
     title: ClassVar[str] = "a plain stack deeper than its initialisation carries"
     source: ClassVar[str] = "Schoenholz et al. 2017, arXiv:1611.01232, section 3; He et al. 2016, arXiv:1512.03385, section 4.1"
@@ -53,6 +54,8 @@ class Depth(AbstractRule):
         lost = fall > self.fall
         separation = reading.separation(flow)
         shown = (Evidence("separation of samples at the end", separation, "", "above 0.05"),) if separation is not None else ()
+        if flow.stable_rank is not None:
+            shown += (Evidence("stable rank of the first-to-last Jacobian (sketch)", flow.stable_rank, "of 8", "above 2"),)
         how = (
             f"each loses only {fall / layers:.2g} nats, but the first gets {reading.decades(fall):.2g} decades less than the last"
             if lost
@@ -61,7 +64,7 @@ class Depth(AbstractRule):
         return Finding(
             cause=self.cause,
             where=reading.names(reading.body(flow)),
-            confidence=0.85 if lost else 0.75,
+            confidence=0.85 if lost or (flow.stable_rank or 8.0) < self.collapsed else 0.75,
             severity="high",
             evidence=(
                 Evidence("layers in a row without a skip", layers, "", "below 20 for this initialisation"),

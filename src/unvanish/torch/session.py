@@ -13,15 +13,18 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from unvanish import reading
 from unvanish.torch.copies import Working, preserved_randomness, working_copy
 from unvanish.torch.experiments import experiments, format_experiments
 from unvanish.torch.objective import Objective
 from unvanish.torch.observe import Observation, observe
 from unvanish.torch.probe import merge_units
+from unvanish.torch.rank import stable_rank
 from unvanish.torch.rehearse import find_birth, rehearse
 from unvanish.types import Flow, OptimizerView, Site
 
 _MOST_BATCHES = 16
+_DEEP = 10  # weight layers in a row from which directions may collapse
 _ADAPTIVE = ("adam", "rmsprop", "adagrad", "adadelta", "nadam", "adamax", "lion", "adafactor", "rprop", "radam")
 
 
@@ -52,6 +55,9 @@ def flow_of(
             batch_size=first.batch_size,
             unobserved=unobserved(sites),
         )
+        if reading.plain_depth(flow) >= _DEEP:
+            work, trained = _copy(model, optimizer, goal)
+            flow = replace(flow, stable_rank=stable_rank(work.model, trained, held[0]))
         if not first.loss.requires_grad:
             return flow
         return _train(flow, model, optimizer, goal, held, steps)
