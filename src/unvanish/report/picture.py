@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+from unvanish import reading
 from unvanish.types import Flow
 
+TITLE = "log10 of the gradient norm, input left, loss right"
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _ZERO, _BROKEN, _UNSEEN = "0", "?", " "
 _LEGEND = {_ZERO: "0 = exactly zero", _BROKEN: "? = NaN or Inf", _UNSEEN: "gap = not observed"}
@@ -22,19 +24,50 @@ def gradient_picture(flow: Flow, height: int = 8, width: int = 72) -> str:
     Exact zeros are drawn as 0, NaN and Inf as ?, and sites that were not observed as gaps.  Where there are more
     sites than columns, a column is the mean of its sites' decades, or 0 or ? if one of its sites is.
     """
-    sites = sorted(flow.sites, key=lambda site: site.order)
-    columns = _fit([_column(site.log_grad_out) for site in sites], max(1, width - 8))
+    columns, ends = _columns(flow, width)
     heights = [column for column in columns if isinstance(column, float)]
     if not heights:
         return _without_heights(columns)
-    bottom, step, rows = _axis(min(heights), max(heights), height)
-    lines = ["log10 of the gradient norm, input left, loss right"]
+    axis = _axis(min(heights), max(heights), height)
+    return "\n".join([TITLE, *_bars(columns, ends, axis), *_legend(columns)])
+
+
+def compare(before: Flow, after: Flow, height: int = 8, width: int = 72) -> str:
+    """Two pictures side by side, with the same axis: what a cure did to the gradient."""
+    half = (width - 3) // 2
+    (left, left_ends), (right, right_ends) = _columns(before, half), _columns(after, half)
+    heights = [column for column in (*left, *right) if isinstance(column, float)]
+    if not heights:
+        return f"before: {_without_heights(left)}\nafter: {_without_heights(right)}"
+    axis = _axis(min(heights), max(heights), height)
+    rows = zip(
+        ["       before", *_bars(left, left_ends, axis)], ["       after", *_bars(right, right_ends, axis)], strict=True
+    )
+    lines = [f"{one:<{half}}   {other}".rstrip() for one, other in rows]
+    return "\n".join(lines + _legend([*left, *right]))
+
+
+def drawn(flow: Flow) -> bool:
+    """Is there something to see at the layers: a difference of more than a decade, a zero or a broken number."""
+    columns = [_column(site.log_grad_out) for site in reading.body(flow)]
+    heights = [column for column in columns if isinstance(column, float)]
+    marked = any(column in (_ZERO, _BROKEN) for column in columns)
+    return marked or (len(heights) > 1 and max(heights) - min(heights) > 1.0)
+
+
+def _columns(flow: Flow, width: int) -> tuple[list[Column], tuple[str, str]]:
+    sites = sorted(flow.sites, key=lambda site: site.order)
+    ends = (sites[0].label, sites[-1].label) if sites else ("", "")
+    return _fit([_column(site.log_grad_out) for site in sites], max(1, width - 8)), ends
+
+
+def _bars(columns: Sequence[Column], ends: tuple[str, str], axis: tuple[int, int, int]) -> list[str]:
+    bottom, step, rows = axis
+    lines = []
     for row in reversed(range(rows)):
         bars = "".join(_cell(column, bottom + row * step, step, row == 0) for column in columns)
         lines.append(f"{bottom + (row + 1) * step:+5d} ┤{bars}".rstrip())
-    lines.append(f"{bottom:+5d} ┴{'─' * len(columns)}")
-    lines.append(" " * 7 + _ends(sites[0].label, sites[-1].label, len(columns)))
-    return "\n".join(lines + _legend(columns))
+    return [*lines, f"{bottom:+5d} ┴{'─' * len(columns)}", " " * 7 + _ends(*ends, len(columns))]
 
 
 def _column(log: float | None) -> Column:
