@@ -1,0 +1,97 @@
+"""One root cause: order, folding, and what is said of a network without a finding."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unvanish import reading
+from unvanish.flow import judge
+from unvanish.ranking import UPSTREAM, rank
+from unvanish.rules import _flows
+from unvanish.types import Evidence, Experiment, Finding, Step, TimeProfile
+
+
+def finding(cause: str, confidence: float) -> Finding:
+    return Finding(cause, ("net",), confidence, "high", (Evidence("x", 1.0, "", "0"),), "m", ("r",), "s")  # type: ignore[arg-type]
+
+
+findings = st.lists(
+    st.builds(finding, st.sampled_from(UPSTREAM), st.floats(0.3, 1.0)), unique_by=lambda f: f.cause, max_size=6
+)
+
+
+@given(findings)
+def test_nothing_is_lost_and_symptoms_hang_under_the_root_only(found):
+    diagnosis = rank(_flows.plain(stuck=True), found)
+    shown = [f for top in diagnosis.findings for f in (top, *top.symptoms)]
+    assert sorted(f.cause for f in shown) == sorted(f.cause for f in found)
+    assert all(not top.symptoms for top in diagnosis.findings[1:])
+    assert diagnosis.healthy == (not found)
+
+
+@given(findings)
+def test_the_order_in_which_rules_ran_does_not_matter(found):
+    flow = _flows.plain(stuck=True)
+    assert rank(flow, found) == rank(flow, list(reversed(found)))
+
+
+def test_of_two_equally_sure_findings_the_one_upstream_is_the_root():
+    diagnosis = rank(_flows.plain(stuck=True), [finding("depth", 0.9), finding("input-scale", 0.9)])
+    assert [f.cause for f in diagnosis.findings] == ["input-scale"]
+    assert [f.cause for f in diagnosis.findings[0].symptoms] == ["depth"]
+
+
+def test_a_second_fault_of_the_program_stays_a_finding_of_its_own():
+    diagnosis = rank(_flows.plain(stuck=True), [finding("disconnected", 0.97), finding("loss-mismatch", 0.97)])
+    assert [f.cause for f in diagnosis.findings] == ["disconnected", "loss-mismatch"]
+
+
+def test_a_network_that_stands_at_the_constant_predictors_loss_is_told_so():
+    diagnosis = judge(_flows.plain(depth=20, activation="sigmoid", weights=1.9, stuck=True))
+    assert any("ignores the input" in note for note in diagnosis.notes)
+
+
+def test_no_finding_and_no_learning_is_not_called_learning():
+    stuck = judge(_flows.plain(stuck=True), rules=())
+    well = judge(_flows.plain(), rules=())
+    untried = judge(replace(_flows.plain(), steps=(), experiments=()), rules=())
+    assert (stuck.learns, well.learns, untried.learns) == (False, True, None)
+
+
+def test_progress_is_the_share_of_the_constant_predictors_loss_removed():
+    half = Experiment("none", 1.0, (2.0,) * 5 + (1.0,) * 20, floor=2.0)
+    worse_start = Experiment("none", 1.0, (8.0,) * 5 + (1.0,) * 20, floor=2.0)
+    diverged = Experiment("none", 1.0, (2.0,) * 20 + (math.nan,) * 10, floor=2.0)
+    assert half.progress == 0.5
+    assert worse_start.progress == 0.5
+    assert diverged.progress == 0.0
+    assert Experiment("none", 1.0, (2.0, 1.0)).progress is None
+
+
+def test_the_fall_over_time_ignores_padding_and_reads_exact_zero_as_everything():
+    falling = TimeProfile("rnn", "rnn", tuple(float(t) for t in range(40)))
+    padded = TimeProfile("rnn", "rnn", (*falling.log_grads, *([-math.inf] * 10)), padded=10)
+    gone = TimeProfile("rnn", "rnn", (*([-math.inf] * 20), *([0.0] * 20)))
+    assert reading.time_fall(falling) == reading.time_fall(padded) == 30.0
+    assert reading.time_fall(gone) == math.inf
+    assert reading.time_fall(TimeProfile("rnn", "rnn", (0.0, 1.0))) is None
+
+
+def test_a_skip_ends_a_row_of_layers():
+    plain = _flows.plain(depth=12)
+    assert reading.plain_depth(plain) == 12
+    middle = plain.sites[11]
+    joined = replace(middle, kind="merge", op="add", inputs=(*middle.inputs, 3))
+    skipped = replace(plain, sites=(*plain.sites[:11], joined, *plain.sites[12:]))
+    assert reading.plain_depth(skipped) == 6
+
+
+def test_growth_is_seen_also_where_the_loss_left_the_numbers():
+    calm = [Step(i, 2.0) for i in range(5)]
+    assert not reading.grew(calm)
+    assert reading.grew([*calm, Step(5, 7.0)])
+    assert reading.grew([*calm, Step(5, math.inf)])
