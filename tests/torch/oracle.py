@@ -53,26 +53,30 @@ def ln(tensor: Tensor) -> float:
 
 
 def output_gradients(model: nn.Module, run: Run) -> dict[str, list[tuple[Tensor, Tensor]]]:
-    """Module name -> (output, dL/d output) of every call, from a float64 copy (same structure, same run)."""
-    seen: dict[str, list[Tensor]] = defaultdict(list)
+    """Module name -> (output, dL/d output) of every call, by autograd.grad; ``model`` is a float64 copy."""
+    seen: list[tuple[str, Tensor]] = []
     handles = []
     for name, module in model.named_modules():
 
         def keep(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
-            for tensor in tensors_in(output):
-                if tensor.requires_grad:
-                    tensor.retain_grad()
-                    seen[name].append(tensor)
+            seen.extend((name, tensor) for tensor in tensors_in(output) if tensor.requires_grad)
 
         handles.append(module.register_forward_hook(keep))
-    run(model).backward()
+    loss = run(model)
     for handle in handles:
         handle.remove()
-    return {name: [(t.detach(), t.grad) for t in tensors if t.grad is not None] for name, tensors in seen.items()}
+    gradients = torch.autograd.grad(loss, [tensor for _, tensor in seen], allow_unused=True)
+    found: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    for (name, tensor), gradient in zip(seen, gradients, strict=True):
+        if gradient is not None:
+            found[name].append((tensor.detach(), gradient))
+    return found
 
 
 def double(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).double()
+    """A float64 copy, without the tensors that a forward pass left in attributes."""
+    left = {id(v): None for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor) and v.grad_fn}
+    return copy.deepcopy(model, left).double()
 
 
 def close(measured: float | None, expected: float, tolerance: float = 1e-4) -> None:

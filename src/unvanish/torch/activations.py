@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -68,7 +67,7 @@ class UnitQueue:
 
     def _derivative(self, vertex: Vertex) -> Tensor | None:
         """phi' at the saved input; None where the values were not kept (checkpointing recomputes them only once)."""
-        if not vertex.shape or not readable(vertex):
+        if not vertex.shape or 0 in vertex.shape or not readable(vertex):
             return None
         meta = vertex.node._input_metadata[0]
         key = (vertex.shape, meta.dtype, meta.device)
@@ -110,6 +109,11 @@ def readable(vertex: Vertex) -> bool:
     return True
 
 
-@cache
+_SAVED: dict[type, tuple[str, ...]] = {}
+
+
 def _saved_names(kind: type) -> tuple[str, ...]:
-    return tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
+    known = _SAVED.get(kind)
+    if known is None:
+        known = _SAVED[kind] = tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
+    return known

@@ -98,7 +98,7 @@ def _reachable(root: Any) -> tuple[list[tuple[int, str, Any]], dict[Any, _Edges]
 
 
 def _topological(root: Any, edges: dict[Any, _Edges], nodes: list[tuple[int, str, Any]]) -> list[tuple[int, str, Any]]:
-    """The same nodes, each after all it reads. Numbers that contradict this order become negative: owned by no module."""
+    """The same nodes, each after all it reads; a number that contradicts this order becomes negative: no module's."""
     known = {node: (number, stem) for number, stem, node in nodes}
     ordered: list[tuple[int, str, Any]] = []
     last: dict[Any, int] = {}
@@ -144,15 +144,15 @@ class _Reader:
         parameters: tuple[int, ...] = ()
         holes = False  # inputs that need no gradient, or that are the batch itself
         for position, (source, _) in enumerate(self.edges[node]):
-            below = self.placed.get(source, False) if source is not None else None
-            if below is False:
+            if source is not None and source not in self.placed:
                 return False
+            below = None if source is None else self.placed[source]
             if below is None:
                 holes = True
-            elif isinstance(below, tuple):
-                parameters += below
-            else:
+            elif isinstance(below, Vertex):
                 data.append((position, below))
+            else:
+                parameters += below
         if data or not parameters or not self._only_weights(stem, node, holes):
             self.placed[node] = self._vertex(number, stem, node, data, parameters, holes)
         else:

@@ -109,7 +109,8 @@ def _columns(stack: Tensor, batch_size: int | None, scratch: Tensor | None = Non
         mean, std = flat.sum(dim=1) / count, torch.full_like(rms, math.nan)
     else:
         mean, std = _over_batch(stack, axis + 1, scratch)
-    return torch.stack([rms, mean, std], dim=1).tolist()  # type: ignore[no-any-return]
+    columns: list[list[float]] = torch.stack([rms, mean, std], dim=1).tolist()
+    return columns
 
 
 def _over_batch(stack: Tensor, axis: int, scratch: Tensor | None) -> tuple[Tensor, Tensor]:

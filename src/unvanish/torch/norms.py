@@ -99,8 +99,8 @@ def norms(tensors: list[Tensor]) -> list[float]:
 
 
 def _foreach(tensors: list[Tensor], dtype: torch.dtype) -> list[float]:
-    measured = torch._foreach_norm(tensors, 2, dtype=dtype)  # type: ignore[no-untyped-call, unused-ignore]
-    return torch.stack(measured).tolist()  # type: ignore[no-any-return]
+    values: list[float] = torch.stack(torch._foreach_norm(tensors, 2, dtype=dtype)).tolist()
+    return values
 
 
 def scaled_norm(tensor: Tensor) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,7 +21,7 @@ _NESTED = 4  # lists in lists in lists are looked through, no deeper
 
 
 def view_parameters(
-    named: dict[str, Tensor], graph: Graph | None, scopes: Scopes, names: Names, optimizer: Optimizer | None
+    named: Mapping[str, Tensor], graph: Graph | None, scopes: Scopes, names: Names, optimizer: Optimizer | None
 ) -> tuple[Parameter, ...]:
     """Describe all parameters after the backward pass; leaves of the graph without a name come last."""
     reached = set() if graph is None else set(graph.leaves)
@@ -120,11 +120,11 @@ class Updates:
     before: dict[str, Tensor]
 
     @classmethod
-    def before_step(cls, named: dict[str, Tensor]) -> Updates:
+    def before_step(cls, named: Mapping[str, Tensor]) -> Updates:
         """Keep a copy of the weights."""
         return cls({name: p.detach().clone() for name, p in named.items()})
 
-    def measure(self, named: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
+    def measure(self, named: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
         """Per parameter (ln ||update||, share of elements bitwise unchanged), after the step."""
         measured = {}
         for name, old in self.before.items():
@@ -135,9 +135,7 @@ class Updates:
         return measured
 
 
-def with_updates(
-    parameters: tuple[Parameter, ...], measured: dict[str, tuple[float, float]]
-) -> tuple[Parameter, ...]:
+def with_updates(parameters: tuple[Parameter, ...], measured: dict[str, tuple[float, float]]) -> tuple[Parameter, ...]:
     """The same parameters with their updates filled in."""
     return tuple(
         replace(p, log_update=measured[p.name][0], unchanged=measured[p.name][1]) if p.name in measured else p

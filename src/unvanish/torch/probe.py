@@ -26,10 +26,11 @@ from unvanish.torch.graph import Graph, Vertex, read_graph
 from unvanish.torch.naming import Namer, Names
 from unvanish.torch.norms import Norms
 from unvanish.torch.recurrent import TimeWatch
-from unvanish.torch.sites import Measured, describe, normalized_count
-from unvanish.torch.sites import merge_units as merge_units
+from unvanish.torch.sites import Measured, describe, merge_units, normalized_count
 from unvanish.torch.watcher import Watcher
 from unvanish.types import Site
+
+__all__ = ["LOW_PRECISION", "Probe", "merge_units", "release"]
 
 LOW_PRECISION = ("float16", "bfloat16")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -95,7 +96,8 @@ def _time_axis(module: nn.RNNBase, data: Tensor, packed: PackedSequence | None) 
 
 
 def _norm(rows: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(rows.to(torch.float64), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(rows.to(torch.float64), dim=1)
+    return norms
 
 
 def _log(norm: float) -> float:
@@ -118,7 +120,7 @@ def _loops(sites: tuple[Site, ...]) -> list[TimeProfile]:
             uses.setdefault(site.parameter, []).append(site)
     profiles: dict[str, TimeProfile] = {}
     for calls in uses.values():
-        serial = all(a.depth < b.depth for a, b in zip(calls, calls[1:], strict=False))
+        serial = all(a.depth < b.depth for a, b in pairwise(calls))
         if len(calls) < _LOOP or not serial:
             continue
         logs = tuple(site.log_grad_out for site in calls if site.log_grad_out is not None)

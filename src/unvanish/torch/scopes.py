@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 from torch.utils.hooks import RemovableHandle
 
-_sequence_number = torch.autograd._get_sequence_nr
+_sequence_number = torch._C._autograd._get_sequence_nr
 
 _INNER_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 

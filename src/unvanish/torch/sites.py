@@ -110,7 +110,7 @@ def normalized_count(vertex: Vertex) -> int | None:
     if vertex.op == "batch_norm" and len(shape) > 1:
         return math.prod(shape) // shape[1] if getattr(node, "_saved_training", True) else None
     if vertex.op in ("layer_norm", "rms_norm"):
-        return math.prod(node._saved_normalized_shape)
+        return math.prod(int(n) for n in node._saved_normalized_shape)
     if vertex.op == "group_norm":
         return int(node._saved_C) * int(node._saved_HxW) // int(node._saved_group)
     return None

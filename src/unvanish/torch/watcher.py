@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -32,8 +31,9 @@ class Watcher(Scopes):
     def enter(self, module: nn.Module, args: Any) -> Any:
         """Global forward pre-hook."""
         super().enter(module, args)
-        known = isinstance(module, nn.RNNBase) and id(module) in self.names
-        return self.times.enter(module, args) if known else None
+        if isinstance(module, nn.RNNBase) and id(module) in self.names:
+            return self.times.enter(module, args)
+        return None
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         """Global forward hook."""
@@ -68,10 +68,15 @@ class Watcher(Scopes):
             self.moments.add(number, getattr(vertex.node, attribute))
 
 
-@cache
+_KEPT: dict[type, tuple[bool, bool]] = {}
+
+
 def _kept(kind: type) -> tuple[bool, bool]:
     """Does this kind of node keep its output, and its input?"""
-    return "_raw_saved_result" in dir(kind), "_raw_saved_self" in dir(kind)
+    known = _KEPT.get(kind)
+    if known is None:
+        known = _KEPT[kind] = ("_raw_saved_result" in dir(kind), "_raw_saved_self" in dir(kind))
+    return known
 
 
 def _producer(vertex: Vertex) -> int:

@@ -1,0 +1,189 @@
+"""What a probe costs: ratio to one plain forward and backward pass, in time and in memory.
+
+    python benchmarks/probe.py            # everything, about three minutes
+    python benchmarks/probe.py --quick    # depth 10 and 1,000 only
+
+Each row alternates plain and probed passes in one process and compares medians; the spread of repeated medians of
+the plain pass is the noise.  Memory is the peak resident size of a process of its own per variant, less that of the
+process before the pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from unvanish.torch.naming import names_of
+from unvanish.torch.objective import Objective
+from unvanish.torch.observe import observe
+from unvanish.torch.probe import Probe
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    model: nn.Module
+    batch: Batch
+    pairs: int
+
+
+def mlp(depth: int, width: int = 64) -> nn.Module:
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        layers += [nn.Linear(width, width), nn.Tanh()]
+    return nn.Sequential(*layers, nn.Linear(width, 10))
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, d = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(n, t, 3, 4, d // 4).permute(2, 0, 3, 1, 4)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(y.transpose(1, 2).reshape(n, t, d))
+        return x + self.mlp(self.norm2(x))
+
+
+class GPT(nn.Module):
+    def __init__(self, width: int = 256, layers: int = 6, words: int = 256) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(words, width), nn.Embedding(128, width)
+        self.blocks = nn.Sequential(*(Block(width) for _ in range(layers)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, words)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.words(ids) + self.places(torch.arange(ids.shape[1]))
+        return self.head(self.norm(self.blocks(x))).flatten(0, 1)
+
+
+def cnn() -> nn.Module:
+    layers: list[nn.Module] = []
+    for before, after in ((3, 16), (16, 16), (16, 32), (32, 32), (32, 64), (64, 64)):
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+        layers += [nn.MaxPool2d(2)] if before != after and before > 3 else []
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+
+
+def case(name: str) -> Case:
+    torch.manual_seed(0)
+    if name == "gpt":
+        ids = torch.randint(256, (4, 128))
+        return Case("GPT-like, 6 layers, d 256, 4 x 128 tokens", GPT(), (ids, torch.randint(256, (4 * 128,))), 9)
+    if name == "cnn":
+        images = torch.randn(32, 3, 32, 32)
+        return Case("CNN, 6 x conv-BN-ReLU, 32 x 3 x 32 x 32", cnn(), (images, torch.randint(10, (32,))), 15)
+    depth = int(name)
+    batch = torch.randn(64, 64), torch.randint(10, (64,))
+    return Case(f"tanh MLP, width 64, batch 64, depth {depth:,}", mlp(depth), batch, max(5, min(200, 6000 // depth)))
+
+
+def plain(c: Case) -> None:
+    c.model.zero_grad()
+    nn.functional.cross_entropy(c.model(c.batch[0]), c.batch[1]).backward()
+
+
+def probed(c: Case) -> None:
+    c.model.zero_grad()
+    probe = Probe(names_of(c.model), len(c.batch[0]), (c.batch[0],))
+    with probe.watching():
+        loss = nn.functional.cross_entropy(c.model(c.batch[0]), c.batch[1])
+    probe.attach(loss)
+    loss.backward()
+    probe.sites()
+
+
+def observed(c: Case) -> None:
+    c.model.zero_grad()
+    observe(c.model, None, Objective(nn.functional.cross_entropy, None), c.batch)
+
+
+VARIANTS: dict[str, Callable[[Case], None]] = {"plain": plain, "probe": probed, "observe": observed}
+
+
+def seconds(run: Callable[[Case], None], c: Case) -> tuple[float, float]:
+    cpu, wall = time.process_time(), time.perf_counter()
+    run(c)
+    return time.process_time() - cpu, time.perf_counter() - wall
+
+
+def measure(c: Case, repeats: int) -> str:
+    """One row: median plain time, ratios of medians (CPU and wall), and the spread of the plain medians."""
+    medians: dict[str, list[tuple[float, float]]] = {name: [] for name in VARIANTS}
+    for run in VARIANTS.values():
+        run(c)
+    for _ in range(repeats):
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in VARIANTS}
+        for _ in range(c.pairs):
+            for name, run in VARIANTS.items():
+                times[name].append(seconds(run, c))
+        for name, pairs in times.items():
+            medians[name].append((statistics.median(p[0] for p in pairs), statistics.median(p[1] for p in pairs)))
+    base = [cpu for cpu, _ in medians["plain"]]
+    noise = (max(base) - min(base)) / statistics.median(base)
+    ratios = [
+        statistics.median(one[k] / other[k] for one, other in zip(medians[name], medians["plain"], strict=True))
+        for name in ("probe", "observe")
+        for k in (0, 1)
+    ]
+    cells = " | ".join(f"{ratio:.2f}" for ratio in ratios)
+    return f"| {c.name} | {statistics.median(base) * 1e3:.2f} ms | {cells} | {noise:.0%} |"
+
+
+def peak(name: str, variant: str) -> int:
+    """Resident bytes that one pass adds at its peak, in a fresh process."""
+    command = [sys.executable, __file__, "--memory", name, variant]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def memory_child(name: str, variant: str) -> None:
+    c = case(name)
+    tiny = case("2")
+    for run in VARIANTS.values():
+        run(tiny)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    VARIANTS[variant](c)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--memory", nargs=2)
+    parser.add_argument("cases", nargs="*")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.memory:
+        memory_child(*args.memory)
+        return
+    names = args.cases or (["10", "1000"] if args.quick else ["10", "100", "1000", "10000", "gpt", "cnn"])
+    print(f"torch {torch.__version__}, Python {platform.python_version()}, one thread, {args.repeats} repeats")
+    print(
+        "| net | plain pass (CPU) | probe, CPU | probe, wall | observe, CPU | observe, wall | noise | memory, probe |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for name in names:
+        row = measure(case(name), args.repeats)
+        one, other = (statistics.median(peak(name, v) for _ in range(3)) for v in ("plain", "probe"))
+        print(f"{row} {other / one:.2f} of {one / 2**20:.1f} MB |" if one > 2**20 else f"{row} - |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""What a prediction that ignores its input would reach, in the units of the user's own loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unvanish.torch.graph import Vertex
+
+_CLASSES = ("cross_entropy", "nll")
+_SCALINGS = ("mul", "div", "neg", "to_copy")  # of a scalar; on anything larger they may be a mask
+_REDUCTIONS = ("mean", "sum")
+_MEANS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": F.mse_loss,
+    "bce": F.binary_cross_entropy,
+    "bce_with_logits": F.binary_cross_entropy_with_logits,
+}
+
+
+@dataclass(slots=True)
+class Reading:
+    """The loss node with its saved tensors, while the graph is alive."""
+
+    vertex: Vertex
+    kind: str
+    reads: Vertex | None
+    saved: Tensor | None
+    target: Tensor | None
+
+    def option(self, name: str) -> Any:
+        """An option of the loss that autograd kept, such as its class weights; None where there is none."""
+        return getattr(self.vertex.node, f"_saved_{name}", None)
+
+    @property
+    def ignored(self) -> int:
+        """Class index that does not count; autograd shows -100 as an unsigned number."""
+        index = -100 if self.option("ignore_index") is None else int(self.option("ignore_index"))
+        return index - (1 << 64) if index >= 1 << 63 else index
+
+
+def constant_loss(
+    kind: str, target: Tensor, ignore_index: int = -100, weight: Tensor | None = None
+) -> float | None:
+    r"""Mean loss of the best prediction that does not look at the input.
+
+    .. math:: H(p) \text{ (cross-entropy)},\quad \mathrm{Var}(y) \text{ (MSE)},\quad E|y - \mathrm{med}(y)| \text{ (L1)}
+
+    Args:
+        kind: "cross_entropy", "nll", "bce", "bce_with_logits", "mse" or "l1".
+        target: targets of one batch, samples along axis 0.
+        ignore_index: class index that does not count.
+        weight: weight of each class (cross-entropy only).
+
+    Returns:
+        The loss in nats or squared / absolute units, None where it is unknown or 0 (a batch of one).
+    """
+    target = target.detach()
+    if kind in _CLASSES:
+        return None if target.is_floating_point() else _class_entropy(target[target != ignore_index], weight)
+    wide = target.double()
+    rows = wide.reshape(len(wide), -1) if wide.ndim else wide.reshape(1, 1)
+    if rows.numel() == 0:
+        return None
+    if kind in ("bce", "bce_with_logits"):
+        p = rows.mean(dim=0).clamp(1e-12, 1 - 1e-12)
+        return _positive(float(-(p * p.log() + (1 - p) * (1 - p).log()).mean()))
+    if kind == "mse":
+        return _positive(float(rows.var(dim=0, unbiased=False).mean()))
+    if kind == "l1":
+        return _positive(float((rows - rows.median(dim=0).values).abs().mean()))
+    return None
+
+
+def _class_entropy(kept: Tensor, weight: Tensor | None) -> float | None:
+    classes, counts = torch.unique(kept, return_counts=True)
+    share = counts.double() if weight is None else counts * weight.detach().double()[classes]
+    share = share[share > 0] / share.sum()
+    return _positive(float(-(share * share.log()).sum()))
+
+
+def _positive(value: float) -> float | None:
+    return value if value > 1e-12 else None
+
+
+def floor_of(reading: Reading, value: float, root: Vertex, target: Tensor) -> float | None:
+    """Loss of the best constant prediction on these targets, in the units of the whole loss ``value``.
+
+    A factor or a reduction the user put on the loss is read from the ratio of ``value`` to the loss node's own
+    mean.  None where other terms are added whose floor is unknown (label smoothing is such a term).
+    """
+    if reading.kind not in _CLASSES and any(reading.option(name) is not None for name in ("weight", "pos_weight")):
+        return None
+    best = constant_loss(reading.kind, target, reading.ignored, reading.option("weight"))
+    top, decayed = _below_decay(root, reading.vertex)
+    if best is None or not _only_scaled(top, reading.vertex) or not math.isfinite(value):
+        return None
+    mean = _own_mean(reading)
+    if mean is None or not math.isfinite(mean) or mean == 0:
+        return best if reading.option("reduction") == 1 and root is reading.vertex else None
+    if not decayed:
+        return best * value / mean
+    own = mean * _terms(reading) if reading.option("reduction") == 2 else mean
+    return best * own / mean + value - own if top is reading.vertex else None
+
+
+def _below_decay(root: Vertex, vertex: Vertex) -> tuple[Vertex, bool]:
+    """Past ``loss + 0.01 * sum(p.square().sum() for p in parameters)``, whose second term no prediction changes."""
+    if root is not vertex and root.op == "add" and len(root.data) == 1 and root.parameters and root.shape == ():
+        return root.data[0][1], True
+    return root, False
+
+
+def _only_scaled(top: Vertex, vertex: Vertex) -> bool:
+    """From ``vertex`` to ``top`` there are only factors and reductions."""
+    while top is not vertex:
+        plain = top.isometry or top.op in _REDUCTIONS or (top.op in _SCALINGS and top.shape == ())
+        if not plain or len(top.data) != 1 or top.parameters:
+            return False
+        top = top.data[0][1]
+    return True
+
+
+def _own_mean(reading: Reading) -> float | None:
+    """The loss node's value with reduction "mean"."""
+    saved, target = reading.saved, reading.target
+    if saved is None or target is None:
+        return None
+    with torch.no_grad():
+        saved = saved.double()
+        if reading.kind in _CLASSES:
+            weight = reading.option("weight")
+            weight = None if weight is None else weight.double()
+            return float(F.nll_loss(saved, target, weight, ignore_index=reading.ignored))
+        if saved.shape != target.shape:
+            return None
+        loss = _MEANS.get(reading.kind)
+        return None if loss is None else float(loss(saved, target.double()))
+
+
+def _terms(reading: Reading) -> float:
+    """How many times the mean the sum is."""
+    target, weight = reading.target, reading.option("weight")
+    assert target is not None, "the mean was computed from it"
+    if reading.kind not in _CLASSES:
+        return target.numel()
+    kept = target[target != reading.ignored]
+    return kept.numel() if weight is None else float(weight.double()[kept].sum())
+
+
+def floor_by_value(value: float, output: Tensor | None, target: Tensor | None) -> tuple[str, str, float | None] | None:
+    """(kind, reduction, floor): a loss written by hand that has exactly the value of a known one is that one."""
+    if output is None or target is None or output.shape != target.shape or not target.is_floating_point():
+        return None
+    difference = output.detach().double() - target.double()
+    for kind, known in (("mse", difference.square()), ("l1", difference.abs())):
+        floor = constant_loss(kind, target)
+        for reduction, count in (("mean", 1), ("sum", target.numel())):
+            if math.isclose(float(known.mean()) * count, value, rel_tol=1e-4):
+                return kind, reduction, None if floor is None else floor * count
+    return None
