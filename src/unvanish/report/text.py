@@ -24,18 +24,19 @@ _COLORS = {"high": "bold red", "medium": "bold yellow", "low": "bold cyan"}
 
 def render(diagnosis: Diagnosis, width: int = 100, color: bool = False) -> str:
     """The whole report: a sentence for a healthy network, else root cause, proof, cure and what it explains."""
-    if diagnosis.healthy:
-        return _healthy(diagnosis, width)
+    if not diagnosis.findings:
+        return _no_finding(diagnosis, width)
     root, *others = diagnosis.findings
     parts: list[RenderableType] = [_headline(root), "", _indented(root.message), _evidence(root), _remedies(root)]
     parts += [*_folded(root), *_others(others), *_picture(diagnosis.flow, width)]
-    parts += [_indented(f"Note: {note}", "dim") for note in diagnosis.notes]
+    parts += [_indented(f"Note: {note}.", "dim") for note in diagnosis.notes]
     parts += _unobserved(diagnosis.flow.unobserved)
     parts += [_indented(f"Source: {root.source}", "dim"), f"  Learn more: unvanish explain {root.cause}"]
     return _draw(Group(*parts), width, color)
 
 
-def _healthy(diagnosis: Diagnosis, width: int) -> str:
+def _no_finding(diagnosis: Diagnosis, width: int) -> str:
+    """Silence of the rules is health only where the network was not seen to stand still."""
     why = f" ({'; '.join(diagnosis.notes)})" if diagnosis.notes else ""
     gaps = diagnosis.flow.unobserved
     unseen = f"; not observed: {_gaps(gaps)}" if gaps else ""

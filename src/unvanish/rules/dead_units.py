@@ -28,11 +28,13 @@ class DeadUnits(AbstractRule):
     share: float = 0.85
     cause: ClassVar[Cause] = "dead-units"
     title: ClassVar[str] = "rectifiers that are off for every sample"
-    source: ClassVar[str] = "Maas et al. 2013, Rectifier nonlinearities improve neural network acoustic models; Lu et al. 2019, arXiv:1903.06733"
+    source: ClassVar[str] = (
+        "Maas et al. 2013, Rectifier nonlinearities improve neural network acoustic models; Lu et al. 2019, arXiv:1903.06733"
+    )
     remedies: ClassVar[tuple[str, ...]] = (
-        "reset the layer: bias 0 and He weights",
-        "lower the learning rate or warm it up",
-        "use LeakyReLU, GELU or SiLU",
+        "undo what pushed the inputs below 0: a negative bias or weights, a large offset of the data, a step too large",
+        "reset the layer: nn.init.zeros_(bias), nn.init.kaiming_normal_(weight)",
+        "if units die again: a tenth of the learning rate with warm-up, or LeakyReLU, GELU, SiLU",
     )
 
     def check(self, flow: Flow) -> Finding | None:

@@ -34,11 +34,14 @@ class Depth(AbstractRule):
     collapsed: float = 2.0
     cause: ClassVar[Cause] = "depth"
     title: ClassVar[str] = "a plain stack deeper than its initialisation carries"
-    source: ClassVar[str] = "Schoenholz et al. 2017, arXiv:1611.01232, section 3; He et al. 2016, arXiv:1512.03385, section 4.1"
+    source: ClassVar[str] = (
+        "Schoenholz et al. 2017, arXiv:1611.01232, section 3; He et al. 2016, arXiv:1512.03385, section 4.1"
+    )
     remedies: ClassVar[tuple[str, ...]] = (
-        "residual connections with a zero-initialised branch",
-        "weights made for the depth: operating point or mirrored, learning rate 1 / (fan_in x depth)",
-        "fewer layers",
+        "residual connections, the last layer of each branch initialised with zeros",
+        "or weights made for the depth (orthogonal at the operating point; mirrored for ReLU, GELU, SiLU)"
+        " and learning rate 1 / (fan_in x depth)",
+        "or fewer layers",
     )
 
     def check(self, flow: Flow) -> Finding | None:
@@ -53,11 +56,14 @@ class Depth(AbstractRule):
     def _finding(self, flow: Flow, layers: int, fall: float) -> Finding:
         lost = fall > self.fall
         separation = reading.separation(flow)
-        shown = (Evidence("separation of samples at the end", separation, "", "above 0.05"),) if separation is not None else ()
+        shown = (
+            (Evidence("samples told apart at the end", separation, "", "above 0.05"),) if separation is not None else ()
+        )
         if flow.stable_rank is not None:
-            shown += (Evidence("stable rank of the first-to-last Jacobian (sketch)", flow.stable_rank, "of 8", "above 2"),)
+            shown += (Evidence("directions that survive (stable rank)", flow.stable_rank, "of 8", "above 2"),)
         how = (
-            f"each loses only {fall / layers:.2g} nats, but the first gets {reading.decades(fall):.2g} decades less than the last"
+            f"each keeps {100 * math.exp(-fall / layers):.0f} % of the gradient, and yet the first gets "
+            f"{reading.decades(fall):.2g} decades less than the last"
             if lost
             else "the gradient keeps its size, but what distinguishes the samples is lost on the way"
         )
@@ -67,8 +73,8 @@ class Depth(AbstractRule):
             confidence=0.85 if lost or (flow.stable_rank or 8.0) < self.collapsed else 0.75,
             severity="high",
             evidence=(
-                Evidence("layers in a row without a skip", layers, "", "below 20 for this initialisation"),
-                Evidence("gradient lost from last to first layer", reading.decades(fall), "decades", "below 1.5"),
+                Evidence("layers in a row without a skip", layers, "", "below 20"),
+                Evidence("gradient lost, last to first layer", reading.decades(fall), "decades", "below 1.5"),
                 *shown,
                 *reading.learning_evidence(flow),
             ),
@@ -82,8 +88,15 @@ class Depth(AbstractRule):
 
     @classmethod
     def healthy(cls) -> tuple[Flow, ...]:
-        return (_flows.plain(depth=100), _flows.plain(depth=8, stuck=True), _flows.plain(depth=40, weights=0.6, stuck=True))
+        return (
+            _flows.plain(depth=100),
+            _flows.plain(depth=8, stuck=True),
+            _flows.plain(depth=40, weights=0.6, stuck=True),
+        )
 
     @classmethod
     def sick(cls) -> tuple[Flow, ...]:
-        return (_flows.plain(depth=300, weights=0.05, stuck=True), _flows.plain(depth=100, activation="relu", stuck=True))
+        return (
+            _flows.plain(depth=300, weights=0.05, stuck=True),
+            _flows.plain(depth=100, activation="relu", stuck=True),
+        )

@@ -62,11 +62,13 @@ class Disconnected(AbstractRule):
         if not cuts:
             return None
         first = cuts[0]
-        how = {"detach": ".detach() (or .data)", "no_grad": "torch.no_grad()"}.get(first.op, "a new tensor or an integer")
+        how = {"detach": "by .detach() or .data", "no_grad": "under torch.no_grad()"}.get(
+            first.op, "as .data, .numpy(), torch.tensor() or an integer makes it"
+        )
         return self._finding(
             tuple(dict.fromkeys(name for cut in cuts for name in (cut.where, *cut.behind))),
             0.97,
-            f"The graph ends after {first.where}: {first.detail}, by {how}. The weights of {', '.join(first.behind)} "
+            f"The graph ends after {first.where}: {first.detail}, {how}. The weights of {', '.join(first.behind)} "
             "get no gradient at all although they are meant to train. Expected: a path of tensor ops from the loss to "
             "every trained weight. Remove the cut, or freeze those weights on purpose (requires_grad_(False)).",
             f"remove the cut after {first.where}",
@@ -113,7 +115,9 @@ class Disconnected(AbstractRule):
         )
 
     def _not_in_optimizer(self, flow: Flow) -> Finding | None:
-        lost = [p for p in flow.parameters if p.registered and p.requires_grad and p.reached and p.in_optimizer is False]
+        lost = [
+            p for p in flow.parameters if p.registered and p.requires_grad and p.reached and p.in_optimizer is False
+        ]
         if not lost or not any(p.in_optimizer for p in flow.parameters):
             return None
         modules = tuple(dict.fromkeys(p.name.rpartition(".")[0] or p.name for p in lost))
@@ -141,7 +145,8 @@ class Disconnected(AbstractRule):
             base,
             _flows.plain(parameters=(*base.parameters, frozen, spare)),
             _flows.plain(
-                parameters=(*base.parameters, deliberate), cuts=(Cut("generator", "detach", ("generator",), "detached"),)
+                parameters=(*base.parameters, deliberate),
+                cuts=(Cut("generator", "detach", ("generator",), "detached"),),
             ),
         )
 
@@ -153,7 +158,9 @@ class Disconnected(AbstractRule):
         in_list = _flows.parameter("unregistered [32, 32]", registered=False, in_optimizer=False)
         return (
             replace(base, loss=replace(base.loss, requires_grad=False)),
-            replace(base, parameters=(lost,), cuts=(Cut("encoder", "detach", ("encoder",), "its output was detached"),)),
+            replace(
+                base, parameters=(lost,), cuts=(Cut("encoder", "detach", ("encoder",), "its output was detached"),)
+            ),
             replace(base, parameters=(*base.parameters, unlisted)),
             replace(base, parameters=(*base.parameters, in_list)),
         )

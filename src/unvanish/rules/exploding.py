@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from unvanish import reading
-from unvanish.rules import _flows
+from unvanish.rules import _flows, _words
 from unvanish.types import Cause, Evidence, Finding, Flow, Moments, TimeProfile
 from unvanish.units import AbstractRule
 
@@ -27,15 +27,23 @@ class Exploding(AbstractRule):
     growth: float = math.log(1e3)
     cause: ClassVar[Cause] = "exploding"
     title: ClassVar[str] = "signal or gradient grows with every layer or time step"
-    source: ClassVar[str] = "Pascanu et al. 2013, arXiv:1211.5063; Schoenholz et al. 2017, arXiv:1611.01232 (chaotic phase)"
-    remedies: ClassVar[tuple[str, ...]] = ("initialise at the critical gain", "orthogonal recurrent weights", "clip the norm")
+    source: ClassVar[str] = (
+        "Pascanu et al. 2013, arXiv:1211.5063; Schoenholz et al. 2017, arXiv:1611.01232 (chaotic phase)"
+    )
+    remedies: ClassVar[tuple[str, ...]] = (
+        "initialise at the critical gain (1 for tanh and linear, 1.41 for ReLU: He)",
+        "in a recurrent net: nn.init.orthogonal_ for the hidden-to-hidden weights",
+        "against what remains: clip_grad_norm_(parameters, 1.0)",
+    )
 
     def check(self, flow: Flow) -> Finding | None:
         if reading.learns(flow):
             return None
         over_time = [p for p in flow.times if (grown := reading.time_fall(p)) is not None and grown < -self.growth]
         if over_time:
-            return self._finding(flow, tuple(p.name for p in over_time), -(reading.time_fall(over_time[0]) or 0), "time step")
+            return self._finding(
+                flow, tuple(p.name for p in over_time), -(reading.time_fall(over_time[0]) or 0), "time step"
+            )
         forward = self._forward(flow)
         fall = reading.fall(flow)
         grown = max(forward, -fall if fall is not None and not math.isnan(fall) else 0.0)
@@ -60,12 +68,12 @@ class Exploding(AbstractRule):
             confidence=0.88,
             severity="high",
             evidence=(
-                Evidence(f"growth from {per} to {per}, in all", reading.decades(grown), "decades", "below 1.5"),
-                Evidence("loss", flow.loss.value, "", "near the constant predictor's at the start"),
+                Evidence(f"growth over all {per}s", reading.decades(grown), "decades", "below 1.5"),
+                Evidence("first loss", flow.loss.value, "", "near that of guessing"),
                 *reading.learning_evidence(flow),
             ),
             message=(
-                f"Signal or gradient grows by {reading.decades(grown):.3g} decades over the {per}s of {len(where)} places: the "
+                f"Signal or gradient grows by {reading.decades(grown):.3g} decades over the {per}s of {_words.count(len(where), 'place')}: the "
                 "weights are above critical. Expected: a factor near 1 per "
                 f"{per}. Re-initialise at the critical gain; clip the gradient norm against what remains."
             ),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from unvanish import reading
-from unvanish.rules import _flows
+from unvanish.rules import _flows, _words
 from unvanish.types import Cause, Evidence, Finding, Flow
 from unvanish.units import AbstractRule
 
@@ -31,11 +31,14 @@ class Initialization(AbstractRule):
     fall: float = reading.FALL
     cause: ClassVar[Cause] = "initialization"
     title: ClassVar[str] = "weights below critical for their activation"
-    source: ClassVar[str] = "He et al. 2015, arXiv:1502.01852, section 2.2; Schoenholz et al. 2017, arXiv:1611.01232, section 3"
+    source: ClassVar[str] = (
+        "He et al. 2015, arXiv:1502.01852, section 2.2; Schoenholz et al. 2017, arXiv:1611.01232, section 3"
+    )
     remedies: ClassVar[tuple[str, ...]] = (
-        "initialise at the activation's critical gain (He, Xavier, orthogonal)",
-        "orthogonal weights at the operating point for great depth",
-        "residual connections with normalisation",
+        "initialise at the activation's critical gain: nn.init.orthogonal_(weight, gain), gain 1 for tanh, 1.41 for ReLU (He);"
+        " for sigmoid 4, with bias = -weight.sum(1) / 2",
+        "more than some 20 layers: orthogonal at the operating point, and learning rate 1 / (fan_in x depth)",
+        "or change the structure: residual connections with normalisation",
     )
 
     def check(self, flow: Flow) -> Finding | None:
@@ -57,20 +60,22 @@ class Initialization(AbstractRule):
     def _finding(self, flow: Flow, low: dict[str, float], confidence: float) -> Finding:
         mean = sum(low.values()) / len(low)
         separation = reading.separation(flow)
-        shown = (Evidence("separation of samples at the end", separation, "", "above 0.05"),) if separation is not None else ()
+        shown = (
+            (Evidence("samples told apart at the end", separation, "", "above 0.05"),) if separation is not None else ()
+        )
         return Finding(
             cause=self.cause,
             where=tuple(low),
             confidence=confidence,
             severity="high",
             evidence=(
-                Evidence("gradient lost per layer by its weights (B)", reading.decades(mean), "decades", "below 0.05"),
+                Evidence("gradient lost per layer (B)", reading.decades(mean), "decades", "below 0.05"),
                 Evidence("lost over all layers", reading.decades(sum(low.values())), "decades", "below 1.5"),
                 *shown,
                 *reading.learning_evidence(flow),
             ),
             message=(
-                f"The weights of {len(low)} layers are {math.exp(mean):.3g} times too small for their activation: each costs "
+                f"The weights of {_words.count(len(low), 'layer')} are {math.exp(mean):.2g} times too small for their activation: each costs "
                 f"{reading.decades(mean):.2g} decades of gradient, {reading.decades(sum(low.values())):.3g} in all, so the first layers "
                 "get next to nothing. Expected: weights at the activation's critical gain, which cost nothing. "
                 "Re-initialise these layers; raising the learning rate cannot help."

@@ -99,7 +99,11 @@ class InputScale(AbstractRule):
                 Evidence("target rms", target.rms, "", "about 1"),
                 Evidence("target mean", target.mean, "", "about 0"),
                 *reading.learning_evidence(flow),
-                *([Evidence("the same with standardised targets", 100 * (helped.progress or 0), "%", "above 40 %")] if helped else []),
+                *(
+                    [Evidence("the same with standardised targets", 100 * (helped.progress or 0), "%", "above 40 %")]
+                    if helped
+                    else []
+                ),
             ),
             message=(
                 f"The targets are raw: rms {target.rms:.3g}, mean {target.mean:.3g}. Expected: mean 0 and standard deviation 1, "

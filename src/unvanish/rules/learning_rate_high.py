@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from unvanish import reading
-from unvanish.rules import _flows
+from unvanish.rules import _flows, _words
 from unvanish.types import Cause, Evidence, Finding, Flow, Step
 from unvanish.units import AbstractRule
 
@@ -42,7 +42,9 @@ class LearningRateHigh(AbstractRule):
     def _finding(self, flow: Flow, largest: float, factor: float | None) -> Finding:
         rates = flow.optimizer.learning_rates if flow.optimizer else ()
         rate = max(rates, default=float("nan"))
-        proof = f"with {rate * factor:.3g} (times {factor:g}) the same network learns" if factor else "the loss runs away"
+        proof = (
+            f"with {rate * factor:.3g} (times {factor:g}) the same network learns" if factor else "the loss runs away"
+        )
         return Finding(
             cause=self.cause,
             where=("optimizer",),
@@ -53,16 +55,23 @@ class LearningRateHigh(AbstractRule):
                 *reading.learning_evidence(flow),
             ),
             message=(
-                f"The learning rate {rate:.3g} is too high: {proof}; one step changed weights by {100 * largest:.3g} % of their "
+                f"The learning rate {rate:.3g} is too high: {proof}; one step changed weights by {_words.share(largest)} their "
                 "size. Expected: updates of 0.01 to 1 % of the weights. Lower the learning rate, or warm it up."
             ),
-            remedies=(f"learning rate {rate * factor:.3g}" if factor else "a tenth of the learning rate", *self.remedies[1:]),
+            remedies=(
+                f"set the learning rate to {rate * factor:.2g}" if factor else "a tenth of the learning rate",
+                *self.remedies[1:],
+            ),
             source=self.source,
         )
 
     @classmethod
     def healthy(cls) -> tuple[Flow, ...]:
-        return (_flows.plain(), _flows.plain(stuck=True), _flows.lever(_flows.plain(stuck=True), "learning-rate", 100.0))
+        return (
+            _flows.plain(),
+            _flows.plain(stuck=True),
+            _flows.lever(_flows.plain(stuck=True), "learning-rate", 100.0),
+        )
 
     @classmethod
     def sick(cls) -> tuple[Flow, ...]:

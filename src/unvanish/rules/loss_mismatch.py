@@ -35,7 +35,9 @@ class LossMismatch(AbstractRule):
     saturated: float = 0.7
     cause: ClassVar[Cause] = "loss-mismatch"
     title: ClassVar[str] = "the loss and what it is given do not fit"
-    source: ClassVar[str] = "PyTorch documentation of CrossEntropyLoss, BCEWithLogitsLoss, NLLLoss; Goodfellow et al. 2016, 6.2.2"
+    source: ClassVar[str] = (
+        "PyTorch documentation of CrossEntropyLoss, BCEWithLogitsLoss, NLLLoss; Goodfellow et al. 2016, 6.2.2"
+    )
     remedies: ClassVar[tuple[str, ...]] = ("give the loss logits", "make shapes equal", "let the output range fit")
 
     def check(self, flow: Flow) -> Finding | None:
@@ -91,7 +93,9 @@ class LossMismatch(AbstractRule):
                 "one output per class (2 for two classes), or a sigmoid with BCE for a single output.",
                 "use two outputs, or one output with BCEWithLogitsLoss",
             )  # fmt: skip
-        rectified = [s for s in reading.activations(flow)[-1:] if loss.feeding in ("relu", "relu6") and s.dead is not None]
+        rectified = [
+            s for s in reading.activations(flow)[-1:] if loss.feeding in ("relu", "relu6") and s.dead is not None
+        ]
         if loss.kind in ("cross_entropy", "bce_with_logits") and rectified and not reading.learns(flow):
             yield self._finding(
                 flow, 0.9, f"The logits pass a {loss.feeding} before the loss: negative logits become 0 and pass no gradient "
@@ -137,15 +141,25 @@ class LossMismatch(AbstractRule):
 
     def _finding(self, flow: Flow, confidence: float, message: str, remedy: str, place: str | None = None) -> Finding:
         where = tuple(dict.fromkeys(name for name in ("loss", place, flow.loss.feeding_name) if name))
-        evidence = (Evidence("loss", flow.loss.value, "", _normal(flow.loss.floor)), *reading.learning_evidence(flow))
+        evidence = (
+            Evidence("first loss", flow.loss.value, "", _normal(flow.loss.floor)),
+            *reading.learning_evidence(flow),
+        )
         return Finding(self.cause, where, confidence, "high", evidence, message, (remedy,), self.source)
 
     @classmethod
     def healthy(cls) -> tuple[Flow, ...]:
         base = _flows.plain()
-        fed = [("cross_entropy", "linear"), ("cross_entropy", "log_softmax"), ("nll", "log_softmax"), ("bce", "sigmoid")]
+        fed = [
+            ("cross_entropy", "linear"),
+            ("cross_entropy", "log_softmax"),
+            ("nll", "log_softmax"),
+            ("bce", "sigmoid"),
+        ]
         flows = [replace(base, loss=replace(base.loss, kind=kind, feeding=op)) for kind, op in fed]
-        inside = replace(base.loss, kind="mse", feeding="sigmoid", target=Moments(64, 0.5, 0.4), target_range=(0.0, 1.0))
+        inside = replace(
+            base.loss, kind="mse", feeding="sigmoid", target=Moments(64, 0.5, 0.4), target_range=(0.0, 1.0)
+        )
         return (*flows, replace(base, loss=inside))
 
     @classmethod
@@ -165,4 +179,4 @@ class LossMismatch(AbstractRule):
 
 
 def _normal(floor: float | None) -> str:
-    return "falling" if floor is None else f"below {floor:.4g} (constant predictor)"
+    return "falling" if floor is None else f"near {floor:.4g} (guessing), then below"

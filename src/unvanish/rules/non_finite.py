@@ -11,14 +11,14 @@ from unvanish.units import AbstractRule
 
 _HINTS = {
     "log": "keep its argument away from 0: log(x.clamp_min(eps)), or use log_softmax / logsigmoid",
-    "sqrt": "its derivative is infinite at 0: sqrt(x + eps)",
-    "norm": "the derivative of a norm is undefined at 0: add eps under the root",
-    "linalg_vector_norm": "the derivative of a norm is undefined at 0: add eps under the root",
-    "div": "the divisor is 0: add eps, or skip empty groups",
-    "exp": "exp overflows float32 above 88: use logsumexp, softplus or a clamp",
-    "pow": "a power of 0 or of a negative number: clamp the base",
-    "softmax": "a row is masked entirely (-inf everywhere): leave one entry, or zero such rows afterwards",
-    "acos": "its derivative is infinite at +-1: clamp inside the interval",
+    "sqrt": "keep its argument away from 0, where the slope is infinite: sqrt(x + eps)",
+    "norm": "add eps under the root: the derivative of a norm is undefined at 0",
+    "linalg_vector_norm": "add eps under the root: the derivative of a norm is undefined at 0",
+    "div": "add eps to the divisor, or skip empty groups",
+    "exp": "use logsumexp, softplus or a clamp: exp overflows float32 above 88",
+    "pow": "clamp the base: it is 0 or negative",
+    "softmax": "leave one entry in each masked row (a row is -inf everywhere), or zero such rows afterwards",
+    "acos": "clamp inside (-1, 1): the slope is infinite at the ends",
 }
 _OVERFLOWS = ("mm", "addmm", "bmm", "mul", "convolution", "linear", "add", "sum", "mean")
 
@@ -47,21 +47,29 @@ class NonFiniteRule(AbstractRule):
         if born is None:
             return None
         overflow = born.op in _OVERFLOWS and born.direction != "input"
-        hint = _HINTS.get(born.op.removeprefix("_"), "look at what goes into it")
-        hint = "the data must be cleaned before training" if born.direction == "input" else hint
+        hint = _HINTS.get(
+            born.op.removeprefix("_"), "look at what goes into it (torch.autograd.detect_anomaly names the line)"
+        )
+        hint = "drop or fill these values before training" if born.direction == "input" else hint
         return Finding(
             cause=self.cause,
             where=("input",) if born.direction == "input" else (born.where,),
             confidence=self.overflow_confidence if overflow else 0.98,
             severity="high",
             evidence=(Evidence("first non-finite value at step", born.step, "", "never"),),
-            message=(
-                f"The first NaN or Inf is born in `{born.op}` at {born.where} ({born.direction}, step {born.step}); "
-                f"{born.detail or 'its inputs were finite'}. Expected: finite values throughout. To mend it: {hint}."
-            ),
-            remedies=(hint, *self.remedies[1:]),
+            message=f"{self._event(born)}. Expected: finite values throughout. To mend it: {hint}.",
+            remedies=(hint,),
             source=self.source,
         )
+
+    @staticmethod
+    def _event(born: NonFinite) -> str:
+        detail = born.detail or "its inputs were finite"
+        if born.direction == "input":
+            return f"The data hold NaN or Inf at step {born.step}: {detail}"
+        if born.direction == "parameter":
+            return f"The weight {born.where} is NaN or Inf at step {born.step}: {detail}"
+        return f"The first NaN or Inf is born in `{born.op}` at {born.where} ({born.direction} pass, step {born.step}); {detail}"
 
     @classmethod
     def healthy(cls) -> tuple[Flow, ...]:
@@ -73,4 +81,3 @@ class NonFiniteRule(AbstractRule):
         data = NonFinite("input", "data", "input", 0, "3 of 640 values of tensor 0")
         late = NonFinite("layers.4", "sqrt", "backward", 12)
         return tuple(replace(_flows.plain(stuck=True), nonfinite=born) for born in (log, data, late))
-

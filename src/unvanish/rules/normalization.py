@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from unvanish import reading
-from unvanish.rules import _flows
+from unvanish.rules import _flows, _words
 from unvanish.types import Cause, Evidence, Finding, Flow, Moments, Site
 from unvanish.units import AbstractRule
 
@@ -46,11 +46,14 @@ class Normalization(AbstractRule):
             return None
         count = small[0].normalized_count or 0
         effect = "the result is always 0 and passes no gradient" if count == 1 else "little more than a sign is left"
+        batch = small[0].op == "batch_norm"
+        cure = "a larger batch, or LayerNorm / GroupNorm" if batch else "fewer groups or another axis, so that it runs"
         return self._finding(
             flow, small, 0.95 if single else 0.85, Evidence("elements per statistic", count, "", "16 or more"),
-            f"{small[0].op} at {small[0].label} takes mean and variance over {count} elements: {effect}. Expected: 16 or more. "
-            "Use larger batches, or LayerNorm / GroupNorm over more elements.",
-            ("use a larger batch", "use LayerNorm or GroupNorm over more elements"),
+            f"{small[0].op} at {small[0].label} takes mean and variance over {_words.count(count, 'element')}: {effect}. "
+            f"Expected: 16 or more. Use {cure} over more elements.",
+            ("use a larger batch", "or LayerNorm / GroupNorm over more elements") if batch
+            else ("normalise over more elements: fewer groups, or a wider axis", "or leave this normalisation out"),
         )  # fmt: skip
 
     def _growing_stream(self, flow: Flow) -> Finding | None:
@@ -63,7 +66,7 @@ class Normalization(AbstractRule):
             return None
         return self._finding(
             flow, merges, 0.9, Evidence("growth of the residual stream", math.exp(min(growth, 700)), "x", "below 10"),
-            f"The residual stream grows by {math.exp(min(growth, 700)):.3g} over {len(merges)} blocks, and there is no "
+            f"The residual stream grows {math.exp(min(growth, 700)):.2g} times over {len(merges)} blocks, and there is no "
             "normalisation. Expected: a stream of steady scale. Put a LayerNorm or BatchNorm at the entry of each branch, or "
             "start each branch at zero.",
             ("normalise the entry of each branch", "initialise the last layer of each branch with zeros"),
@@ -84,15 +87,21 @@ class Normalization(AbstractRule):
         if reading.plain_depth(flow) < 10:
             return None
         return self._finding(
-            flow, norms, 0.85, Evidence("growth of the gradient per normalised layer", math.exp(-fall / len(norms)), "x", "1.0"),
-            f"The gradient grows by {math.exp(-fall / len(norms)):.3g} with each of {len(norms)} normalised layers in a plain "
+            flow, norms, 0.85, Evidence("gradient growth per normalised layer", math.exp(-fall / len(norms)), "x", "1.0"),
+            f"The gradient grows {math.exp(-fall / len(norms)):.3g} times with each of {len(norms)} normalised layers in a plain "
             "stack, which no initialisation can change. Expected: 1.0, which normalised layers only have with skips. Add "
             "residual connections, or drop the normalisation and initialise for the depth.",
             ("add residual connections", "drop the normalisation and initialise for this depth"),
         )  # fmt: skip
 
     def _finding(
-        self, flow: Flow, sites: list[Site], confidence: float, evidence: Evidence, message: str, remedies: tuple[str, ...]
+        self,
+        flow: Flow,
+        sites: list[Site],
+        confidence: float,
+        evidence: Evidence,
+        message: str,
+        remedies: tuple[str, ...],
     ) -> Finding:
         proof = (evidence, *reading.learning_evidence(flow))
         return Finding(self.cause, reading.names(sites), confidence, "high", proof, message, remedies, self.source)

@@ -31,7 +31,9 @@ class Precision(AbstractRule):
     zeros: float = 0.8
     cause: ClassVar[Cause] = "precision"
     title: ClassVar[str] = "the number format is too coarse for the updates or too narrow for the gradients"
-    source: ClassVar[str] = "Micikevicius et al. 2018, arXiv:1710.03740, section 3; Zamirai et al. 2021, arXiv:2010.06192"
+    source: ClassVar[str] = (
+        "Micikevicius et al. 2018, arXiv:1710.03740, section 3; Zamirai et al. 2021, arXiv:2010.06192"
+    )
     remedies: ClassVar[tuple[str, ...]] = ("float32 master weights with autocast", "GradScaler", "stochastic rounding")
 
     def check(self, flow: Flow) -> Finding | None:
@@ -52,14 +54,16 @@ class Precision(AbstractRule):
         )  # fmt: skip
 
     def _stuck_weights(self, flow: Flow) -> Finding | None:
-        weights = [p for p in reading.trainable(flow) if p.dtype in _LOW and len(p.shape) > 1 and p.unchanged is not None]
+        weights = [
+            p for p in reading.trainable(flow) if p.dtype in _LOW and len(p.shape) > 1 and p.unchanged is not None
+        ]
         stuck = [p for p in weights if (p.unchanged or 0) >= self.unchanged and p.log_grad not in (None, -math.inf)]
         tried = flow.optimizer is not None and any(rate > 0 for rate in flow.optimizer.learning_rates)
         if not stuck or not tried or 2 * len(stuck) < len(weights) or (reading.trains(flow) or 0) > 0.3:
             return None
         share = sum(p.unchanged or 0 for p in stuck) / len(stuck)
         return self._finding(
-            flow, stuck, Evidence("weights bitwise unchanged by one step", 100 * share, "%", "below 20 %"),
+            flow, stuck, Evidence("weights unchanged by one step", 100 * share, "%", "below 20 %"),
             f"{100 * share:.0f} % of the {stuck[0].dtype} weights are bitwise unchanged after an optimizer step: the update is "
             "below their rounding step. Expected: nearly all weights move. Keep the weights in float32 and use autocast, "
             "or use stochastic rounding.",
@@ -76,7 +80,7 @@ class Precision(AbstractRule):
         share = max([p.zero_gradient or 0 for p in under] + [s.zero_gradient or 0 for s in sites])
         names = under or [_flows.parameter(f"{s.label}.weight") for s in sites]
         return self._finding(
-            flow, names, Evidence("float16 gradients that are exactly zero", 100 * share, "%", "below 30 %"),
+            flow, names, Evidence("float16 gradients exactly zero", 100 * share, "%", "below 30 %"),
             f"Up to {100 * share:.0f} % of the float16 gradients are exactly zero: they are below 6e-8, the smallest float16 number. "
             "Expected: no underflow. Scale the loss (torch.amp.GradScaler), or use bfloat16 or float32.",
         )  # fmt: skip

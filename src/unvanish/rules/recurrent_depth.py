@@ -32,7 +32,9 @@ class RecurrentDepth(AbstractRule):
     trains: float = 0.06
     cause: ClassVar[Cause] = "recurrent-depth"
     title: ClassVar[str] = "the gradient does not reach back in time"
-    source: ClassVar[str] = "Bengio et al. 1994; Pascanu et al. 2013, arXiv:1211.5063; Tallec and Ollivier 2018, arXiv:1804.11188"
+    source: ClassVar[str] = (
+        "Bengio et al. 1994; Pascanu et al. 2013, arXiv:1211.5063; Tallec and Ollivier 2018, arXiv:1804.11188"
+    )
     remedies: ClassVar[tuple[str, ...]] = (
         "chrono initialisation of the gates, or an orthogonal recurrent matrix",
         "read the last valid step: pack_padded_sequence",

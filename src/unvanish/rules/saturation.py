@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from unvanish import reading
-from unvanish.rules import _flows
+from unvanish.rules import _flows, _words
 from unvanish.types import Cause, Evidence, Finding, Flow, Site, Snapshot
 from unvanish.units import AbstractRule
 
@@ -29,11 +29,13 @@ class Saturation(AbstractRule):
     trains: float = 0.3
     cause: ClassVar[Cause] = "saturation"
     title: ClassVar[str] = "activations sit on their flat parts"
-    source: ClassVar[str] = "Glorot and Bengio 2010, Understanding the difficulty of training deep feedforward neural networks, section 3"
+    source: ClassVar[str] = (
+        "Glorot and Bengio 2010, Understanding the difficulty of training deep feedforward neural networks, section 3"
+    )
     remedies: ClassVar[tuple[str, ...]] = (
-        "recentre the layer's input (bias)",
-        "shrink the weights that feed it",
-        "normalise before the activation",
+        "recentre what goes in: bias = 0, inputs of mean 0",
+        "shrink the weights that feed it to the critical gain (1 for tanh, 4 for sigmoid)",
+        "if training pushed it there: a tenth of the learning rate, or normalise before the activation",
     )
 
     def check(self, flow: Flow) -> Finding | None:
@@ -83,8 +85,8 @@ class Saturation(AbstractRule):
                 *reading.learning_evidence(flow),
             ),
             message=(
-                f"{len(flat)} activation layers are saturated ({event}; {100 * (worst.saturated or 0):.0f} % of the units of "
-                f"{worst.label}): they cost {reading.decades(lost):.2g} decades of gradient. Expected: most units on the steep part. "
+                f"{_words.count(len(flat), 'activation')} saturated ({event}; {100 * (worst.saturated or 0):.0f} % of the units of "
+                f"{worst.label}): {reading.decades(lost):.2g} decades of gradient are lost there. Expected: most units on the steep part. "
                 "Recentre or shrink what goes into them; larger weights would make it worse."
             ),
             remedies=self.remedies,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from unvanish import reading
-from unvanish.rules import _flows
+from unvanish.rules import _flows, _words
 from unvanish.types import Cause, Evidence, Finding, Flow, Parameter, Snapshot
 from unvanish.units import AbstractRule
 
@@ -28,7 +28,10 @@ class Symmetry(AbstractRule):
     cause: ClassVar[Cause] = "symmetry"
     title: ClassVar[str] = "units of a layer are copies of one another and stay so"
     source: ClassVar[str] = "Goodfellow et al. 2016, Deep Learning, section 8.4 (breaking symmetry)"
-    remedies: ClassVar[tuple[str, ...]] = ("draw the weights at random (Xavier, He)", "zero only biases and branch ends")
+    remedies: ClassVar[tuple[str, ...]] = (
+        "draw the weights at random: nn.init.xavier_uniform_ or nn.init.kaiming_normal_",
+        "zeros only for biases and for the last layer of a residual branch",
+    )
 
     def check(self, flow: Flow) -> Finding | None:
         after = reading.last_parameters(flow)
@@ -47,7 +50,7 @@ class Symmetry(AbstractRule):
                 *reading.learning_evidence(flow),
             ),
             message=(
-                f"The weights of {len(copies)} layers are {what}, and are still so after "
+                f"The weights of {_words.count(len(copies), 'layer')} are {what}, and are still so after "
                 f"{len(flow.steps)} steps: their units compute the same and get the same gradient, so each layer works like one "
                 "unit. Expected: random, different rows. Initialise hidden layers with Xavier or He."
             ),

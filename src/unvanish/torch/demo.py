@@ -81,7 +81,7 @@ def main() -> int:
     _say(f"{TITLE}, on one scale:\n")
     _say(indent(compare(first.diagnosis.flow, second.diagnosis.flow, width=_width() - 2), "  "))
     _say(
-        f"\nThe same network, data and {EPOCHS} epochs: loss {first.loss:.2f} -> {second.loss:.2f}, "
+        f"\nSame network, data, {EPOCHS} epochs: loss {first.loss:.2f} -> {second.loss:.2f}, "
         f"test accuracy {first.accuracy:.1%} -> {second.accuracy:.1%}.\n"
         f"All of it took {time.perf_counter() - started:.0f} seconds. "
         "Your own script, unchanged: unvanish run train.py"

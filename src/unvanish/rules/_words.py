@@ -1,0 +1,21 @@
+"""Small words for messages: counts with their plural, ratios as a person says them."""
+
+from __future__ import annotations
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun, in the plural where it has to be.
+
+    >>> count(1, "layer"), count(31, "layer")
+    ('1 layer', '31 layers')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def share(ratio: float) -> str:
+    """How much of something, in percent, or as a multiple where it is far above all of it.
+
+    >>> share(0.0123), share(6e-8), share(32.14), share(0.0)
+    ('1.2 % of', '6e-06 % of', '32 times', '0 % of')
+    """
+    return f"{ratio:.2g} times" if ratio >= 2 else f"{100 * ratio:.2g} % of"
