@@ -224,7 +224,7 @@ def test_floor_of_a_sum_with_ignored_classes() -> None:
 
 def test_floor_beside_weight_decay_by_hand() -> None:
     model, y = net(4), torch.randn(7, 4)
-    decay = 0.01 * sum(float(p.square().sum()) for p in model.parameters())
+    decay = 0.01 * sum(float(p.detach().square().sum()) for p in model.parameters())
     view = seen(
         model, lambda o, t: F.mse_loss(o, t) + 0.01 * sum(p.square().sum() for p in model.parameters()),
         torch.randn(7, 4), y,

@@ -91,7 +91,7 @@ def _nan(value: object) -> bool:
 def _describe(inputs: list[Tensor]) -> str:
     """The range of what went in, which usually names the bug: log of 0, exp of 1000, a zero divisor."""
     parts = []
-    for tensor in inputs[:2]:
+    for tensor in (given.detach() for given in inputs[:2]):
         if tensor.is_floating_point() and tensor.numel():
             parts.append(f"{list(tensor.shape)} in [{float(tensor.min()):.4g}, {float(tensor.max()):.4g}]")
     return "its input was " + " and ".join(parts) if parts else ""

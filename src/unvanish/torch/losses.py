@@ -102,6 +102,7 @@ def _fed(vertex: Vertex | None) -> dict[str, Any]:
 
 
 def _with_target(view: LossView, target: Tensor) -> LossView:
+    target = target.detach()
     known = replace(view, target_shape=tuple(target.shape))
     if not target.is_floating_point() or target.numel() == 0:
         return known
