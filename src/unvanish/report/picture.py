@@ -100,7 +100,7 @@ def _merge(columns: Sequence[Column]) -> Column:
 def _axis(lowest: float, highest: float, height: int) -> tuple[int, int, int]:
     """Bottom decade, decades a row, and number of rows, so that every label is a whole decade."""
     bottom = math.floor(lowest)
-    span = max(1, math.ceil(highest) - bottom)
+    span = max(1, math.ceil(highest - 1 / 16) - bottom)  # a row of invisible bars is no row
     step = math.ceil(span / max(1, height))
     return bottom, step, math.ceil(span / step)
 

@@ -29,7 +29,7 @@ def render(diagnosis: Diagnosis, width: int = 100, color: bool = False) -> str:
     root, *others = diagnosis.findings
     parts: list[RenderableType] = [_headline(root), "", _indented(root.message), _evidence(root), _remedies(root)]
     parts += [*_folded(root), *_others(others), *_picture(diagnosis.flow, width)]
-    parts += [_indented(f"Note: {note}.", "dim") for note in diagnosis.notes]
+    parts += [_indented(f"Note: {'; '.join(diagnosis.notes)}.", "dim")] if diagnosis.notes else []
     parts += _unobserved(diagnosis.flow.unobserved)
     parts += [_indented(f"Source: {root.source}", "dim"), f"  Learn more: unvanish explain {root.cause}"]
     return _draw(Group(*parts), width, color)

@@ -12,6 +12,15 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def times(factor: float) -> str:
+    """A factor in two digits, as a person writes it.
+
+    >>> times(6.11), times(238.4), times(3.13e7)
+    ('6.1', '240', '3.1e+07')
+    """
+    return f"{float(f'{factor:.2g}'):.0f}" if 10 <= factor < 1e5 else f"{factor:.2g}"
+
+
 def share(ratio: float) -> str:
     """How much of something, in percent, or as a multiple where it is far above all of it.
 

@@ -32,7 +32,7 @@ class Exploding(AbstractRule):
     )
     remedies: ClassVar[tuple[str, ...]] = (
         "initialise at the critical gain (1 for tanh and linear, 1.41 for ReLU: He)",
-        "in a recurrent net: nn.init.orthogonal_ for the hidden-to-hidden weights",
+        "nn.init.orthogonal_ for the hidden-to-hidden weights of a recurrent net",
         "against what remains: clip_grad_norm_(parameters, 1.0)",
     )
 
@@ -62,6 +62,7 @@ class Exploding(AbstractRule):
         return math.log(rms[-1] / rms[0]) if rms[-1] > 0 and rms[-1] > 50 else 0.0
 
     def _finding(self, flow: Flow, where: tuple[str, ...], grown: float, per: str) -> Finding:
+        over = f"over {_words.count(len(where), per)}" if per == "layer" else f"over the time steps of {where[0]}"
         return Finding(
             cause=self.cause,
             where=where,
@@ -73,11 +74,11 @@ class Exploding(AbstractRule):
                 *reading.learning_evidence(flow),
             ),
             message=(
-                f"Signal or gradient grows by {reading.decades(grown):.3g} decades over the {per}s of {_words.count(len(where), 'place')}: the "
-                "weights are above critical. Expected: a factor near 1 per "
-                f"{per}. Re-initialise at the critical gain; clip the gradient norm against what remains."
+                f"Signal or gradient grows by {reading.decades(grown):.2g} decades {over}: the weights are above critical. "
+                f"Expected: a factor near 1 per {per}. Re-initialise at the critical gain; clip the gradient norm against "
+                "what remains."
             ),
-            remedies=self.remedies,
+            remedies=(self.remedies[0 if per == "layer" else 1], self.remedies[2]),
             source=self.source,
         )
 

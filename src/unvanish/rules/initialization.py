@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from unvanish import reading
+from unvanish import reading, theory
 from unvanish.rules import _flows, _words
 from unvanish.types import Cause, Evidence, Finding, Flow
 from unvanish.units import AbstractRule
@@ -35,9 +35,9 @@ class Initialization(AbstractRule):
         "He et al. 2015, arXiv:1502.01852, section 2.2; Schoenholz et al. 2017, arXiv:1611.01232, section 3"
     )
     remedies: ClassVar[tuple[str, ...]] = (
-        "initialise at the activation's critical gain: nn.init.orthogonal_(weight, gain), gain 1 for tanh, 1.41 for ReLU (He);"
+        "initialise these layers at the critical gain: nn.init.orthogonal_(weight, gain), gain 1 for tanh, 1.41 for ReLU (He);"
         " for sigmoid 4, with bias = -weight.sum(1) / 2",
-        "more than some 20 layers: orthogonal at the operating point, and learning rate 1 / (fan_in x depth)",
+        "in more than some 20 layers orthogonal at the operating point, with learning rate 1 / (fan_in x depth)",
         "or change the structure: residual connections with normalisation",
     )
 
@@ -75,14 +75,22 @@ class Initialization(AbstractRule):
                 *reading.learning_evidence(flow),
             ),
             message=(
-                f"The weights of {_words.count(len(low), 'layer')} are {math.exp(mean):.2g} times too small for their activation: each costs "
-                f"{reading.decades(mean):.2g} decades of gradient, {reading.decades(sum(low.values())):.3g} in all, so the first layers "
-                "get next to nothing. Expected: weights at the activation's critical gain, which cost nothing. "
+                f"The weights of {_words.count(len(low), 'layer')} are {_words.times(math.exp(mean))} times too small for their "
+                f"activation, which costs {reading.decades(sum(low.values())):.2g} decades of gradient: the layers before get "
+                "next to nothing. Expected: weights at the activation's critical gain, which cost nothing. "
                 "Re-initialise these layers; raising the learning rate cannot help."
             ),
-            remedies=self.remedies,
+            remedies=(self._recipe(flow), *self.remedies[1:]),
             source=self.source,
         )
+
+    @staticmethod
+    def _recipe(flow: Flow) -> str:
+        """The first remedy with the numbers of the activations met here."""
+        met = dict.fromkeys(site.op for site in reading.activations(flow)) or {"a linear layer": None}
+        gains = " or ".join(f"gain={theory.critical_gain(op):.3g} ({op})" for op in met)
+        centred = "; with sigmoid also bias = -weight.sum(1) / 2" if "sigmoid" in met else ""
+        return f"initialise these layers at the critical gain: nn.init.orthogonal_(weight, gain), {gains}{centred}"
 
     @classmethod
     def healthy(cls) -> tuple[Flow, ...]:

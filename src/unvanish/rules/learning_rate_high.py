@@ -26,7 +26,11 @@ class LearningRateHigh(AbstractRule):
     cause: ClassVar[Cause] = "learning-rate-high"
     title: ClassVar[str] = "steps so large that they destroy what they mean to improve"
     source: ClassVar[str] = "LeCun et al. 1998, Efficient BackProp, section 4.7; Goodfellow et al. 2016, section 11.4.1"
-    remedies: ClassVar[tuple[str, ...]] = ("lower the learning rate", "warm it up", "clip the gradient norm")
+    remedies: ClassVar[tuple[str, ...]] = (
+        "lower the learning rate",
+        "or warm it up over the first hundred steps",
+        "and clip the gradient norm: clip_grad_norm_(parameters, 1.0)",
+    )
 
     def check(self, flow: Flow) -> Finding | None:
         if reading.learns(flow):
@@ -43,7 +47,7 @@ class LearningRateHigh(AbstractRule):
         rates = flow.optimizer.learning_rates if flow.optimizer else ()
         rate = max(rates, default=float("nan"))
         proof = (
-            f"with {rate * factor:.3g} (times {factor:g}) the same network learns" if factor else "the loss runs away"
+            f"with {rate * factor:.2g} (times {factor:g}) the same network learns" if factor else "the loss runs away"
         )
         return Finding(
             cause=self.cause,

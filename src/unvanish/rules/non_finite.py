@@ -51,6 +51,8 @@ class NonFiniteRule(AbstractRule):
             born.op.removeprefix("_"), "look at what goes into it (torch.autograd.detect_anomaly names the line)"
         )
         hint = "drop or fill these values before training" if born.direction == "input" else hint
+        if born.direction == "parameter":
+            hint = "lower the learning rate, and look at eps: float16 rounds 1e-8 to 0"
         return Finding(
             cause=self.cause,
             where=("input",) if born.direction == "input" else (born.where,),
@@ -68,7 +70,7 @@ class NonFiniteRule(AbstractRule):
         if born.direction == "input":
             return f"The data hold NaN or Inf at step {born.step}: {detail}"
         if born.direction == "parameter":
-            return f"The weight {born.where} is NaN or Inf at step {born.step}: {detail}"
+            return f"The weight {born.where} is NaN or Inf at step {born.step}: an update made it so"
         return f"The first NaN or Inf is born in `{born.op}` at {born.where} ({born.direction} pass, step {born.step}); {detail}"
 
     @classmethod

@@ -34,7 +34,11 @@ class Precision(AbstractRule):
     source: ClassVar[str] = (
         "Micikevicius et al. 2018, arXiv:1710.03740, section 3; Zamirai et al. 2021, arXiv:2010.06192"
     )
-    remedies: ClassVar[tuple[str, ...]] = ("float32 master weights with autocast", "GradScaler", "stochastic rounding")
+    remedies: ClassVar[tuple[str, ...]] = (
+        "keep weights and optimizer in float32, and compute under torch.autocast",
+        "with float16 scale the loss: torch.amp.GradScaler",
+        "or bfloat16 with stochastic rounding of the updates",
+    )
 
     def check(self, flow: Flow) -> Finding | None:
         return self._out_of_range(flow) or self._stuck_weights(flow) or self._underflow(flow)
