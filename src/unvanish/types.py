@@ -170,7 +170,8 @@ class TimeProfile:
     """The gradient over the time steps of one recurrent layer: ln ||dL/dx_t||_2, first step first.
 
     ``padded`` = trailing steps whose gradient is exactly zero (padding looks so too); ``injected`` = the time
-    steps, as a share of all, at which the loss reads this layer's output directly (1 for a language model).
+    steps, as a share of all, at which the loss reads this layer's output directly (1 for a language model);
+    ``log_state_grads`` = ln ||(dL/dh_t, dL/dc_t)||_2 where the layer's cell could be stepped exactly, else empty.
     """
 
     name: str
@@ -178,6 +179,7 @@ class TimeProfile:
     log_grads: tuple[float, ...]
     padded: int = 0
     injected: float | None = None
+    log_state_grads: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,7 @@ class RecurrentDepth(AbstractRule):
             severity="high",
             evidence=(
                 Evidence("gradient lost over time", min(reading.decades(fall), 400.0), "decades", "below 2"),
+                *self._over_states(first),
                 Evidence("time steps", length, "", "a few dozen for a plain cell"),
                 *reading.learning_evidence(flow),
             ),
@@ -76,6 +77,15 @@ class RecurrentDepth(AbstractRule):
             remedies=self.remedies,
             source=self.source,
         )
+
+    @staticmethod
+    def _over_states(profile: TimeProfile) -> tuple[Evidence, ...]:
+        """The same fall at the hidden states themselves, where the cell could be stepped."""
+        states = replace(profile, log_grads=profile.log_state_grads, padded=0)
+        fall = reading.time_fall(states)
+        if fall is None:
+            return ()
+        return (Evidence("gradient lost from last to first state", min(reading.decades(fall), 400.0), "decades", "below 2"),)
 
     @classmethod
     def healthy(cls) -> tuple[Flow, ...]:

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils.hooks import RemovableHandle
 
+from unvanish.torch.cells import Kernel, state_norms
 from unvanish.types import Site, TimeProfile
 
 _LOOP = 4  # uses of one parameter, each below the next, that make a loop over time
@@ -28,6 +30,8 @@ class TimeWatch:
         self.leaves: set[int] = set()
         self._names = names
         self._kept: list[Tensor] = []
+        self._handles: list[RemovableHandle] = []
+        self._kernels: dict[str, Kernel] = {}
         self._into: dict[str, list[float]] = {}
         self._from: dict[str, list[float]] = {}
         self._ops: dict[str, str] = {}
@@ -45,7 +49,11 @@ class TimeWatch:
         self._ops[name] = type(module).__name__.lower()
         self.leaves.add(id(leaf))
         self._kept.append(leaf)
-        leaf.register_hook(_store(self._into, name, _time_axis(module, data, packed)))
+        self._handles.append(leaf.register_hook(_store(self._into, name, _time_axis(module, data, packed))))
+        kernel = Kernel.of(module, data, args[1] if len(args) > 1 else None) if packed is None else None
+        self._kernels.pop(name, None)
+        if kernel is not None:
+            self._kernels[name] = kernel
         if leaf is data:
             self.leaves.discard(id(leaf))
             return None
@@ -59,29 +67,37 @@ class TimeWatch:
         data = output[0] if packed is None else packed.data
         if isinstance(data, Tensor) and data.requires_grad:
             name = self._names[id(module)]
-            data.register_hook(_store(self._from, name, _time_axis(module, data, packed)))
+            self._handles.append(data.register_hook(_store(self._from, name, _time_axis(module, data, packed))))
+            if name in self._kernels:
+                self._kernels[name].watch(output)
 
     def profiles(self, sites: tuple[Site, ...]) -> tuple[TimeProfile, ...]:
         """Profiles of the recurrent modules, then of the loops found in the graph."""
         modules = [self._profile(name, norms) for name, norms in self._into.items()]
         covered = set(self._into)
         loops = [profile for profile in _loops(sites) if not _inside(profile.name, covered)]
+        for handle in self._handles:
+            handle.remove()
         self._kept.clear()
+        self._kernels.clear()
         return (*modules, *loops)
 
     def _profile(self, name: str, norms: list[float]) -> TimeProfile:
         read = self._from.get(name)
         injected = None if not read else sum(value > 0 for value in read) / len(read)
-        return TimeProfile(name, self._ops[name], tuple(map(_log, norms)), _padded(norms), injected)
+        states = state_norms(self._kernels[name]) if name in self._kernels else None
+        by_state = tuple(map(_log, states or ()))
+        return TimeProfile(name, self._ops[name], tuple(map(_log, norms)), _padded(norms), injected, by_state)
 
 
 def _inside(name: str, covered: set[str]) -> bool:
     return any(name == other or name.startswith(f"{other}.") for other in covered)
 
 
-def _store(store: dict[str, list[float]], name: str, by_time: Callable[[Tensor], Tensor]) -> Callable[[Tensor], None]:
-    def hook(gradient: Tensor) -> None:
-        store[name] = by_time(gradient.detach()).tolist()
+def _store(store: dict[str, list[float]], name: str, by_time: Callable[[Tensor], Tensor]) -> Callable[[Tensor | None], None]:
+    def hook(gradient: Tensor | None) -> None:
+        if gradient is not None:  # nothing read this output
+            store[name] = by_time(gradient.detach()).tolist()
 
     return hook
 

@@ -1,0 +1,79 @@
+"""dL/dh_t by stepping the cell, against a loop over nn.*Cell modules in float64 with retained states."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from unvanish.torch.cells import Kernel, state_norms
+
+KINDS = [
+    pytest.param(nn.LSTM, nn.LSTMCell, {}, id="lstm"),
+    pytest.param(nn.GRU, nn.GRUCell, {}, id="gru"),
+    pytest.param(nn.RNN, nn.RNNCell, {"nonlinearity": "tanh"}, id="tanh"),
+    pytest.param(nn.RNN, nn.RNNCell, {"nonlinearity": "relu"}, id="relu"),
+]
+
+
+def oracle(layer: nn.RNNBase, cell: nn.RNNCellBase, x: torch.Tensor, read: str) -> list[float]:
+    """Step an nn cell with the layer's weights, keep every state, and differentiate the loss directly."""
+    cell = cell.double()
+    with torch.no_grad():
+        for name, parameter in cell.named_parameters():
+            parameter.copy_(getattr(layer, f"{name}_l0").double())
+    state = torch.zeros(x.shape[1], layer.hidden_size, dtype=torch.float64, requires_grad=True)
+    carry = (state, state.clone()) if isinstance(cell, nn.LSTMCell) else state
+    states = []
+    for step in x.double():
+        carry = cell(step, carry)
+        states.append(carry if isinstance(carry, tuple) else (carry,))
+    outputs = torch.stack([s[0] for s in states])
+    loss = outputs.square().mean() if read == "all" else outputs[-1].square().sum()
+    norms = []
+    for group in states:
+        gradients = [g for g in torch.autograd.grad(loss, group, retain_graph=True, allow_unused=True) if g is not None]
+        norms.append(float(sum(g.square().sum() for g in gradients)) ** 0.5)
+    return norms
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("read", ["all", "last output", "last state"])
+@pytest.mark.parametrize(("kind", "cell", "options"), KINDS)
+def test_equals_the_gradients_of_a_loop_over_cells(kind, cell, options, read, batch_first):
+    torch.manual_seed(1)
+    layer = kind(5, 6, batch_first=batch_first, **options)
+    x = torch.randn(9, 3, 5)
+    given = x.transpose(0, 1) if batch_first else x
+    kernel = Kernel.of(layer, given, None)
+    output = layer(given)
+    assert kernel is not None
+    kernel.watch(output)
+    outputs = output[0].transpose(0, 1) if batch_first else output[0]
+    last = output[1][0] if isinstance(output[1], tuple) else output[1]
+    loss = {"all": outputs.square().mean(), "last output": outputs[-1].square().sum(), "last state": last.square().sum()}
+    loss[read].backward()
+    assert state_norms(kernel) == pytest.approx(oracle(layer, cell(5, 6, **options), x, read), rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"num_layers": 2}, {"bidirectional": True}, {"proj_size": 2}])
+def test_what_cannot_be_stepped_exactly_is_not_observed(options):
+    layer = nn.LSTM(5, 6, **options)
+    assert Kernel.of(layer, torch.randn(9, 3, 5), None) is None
+
+
+def test_an_initial_state_is_respected():
+    torch.manual_seed(2)
+    layer, x, h = nn.GRU(4, 5), torch.randn(6, 2, 4), torch.randn(1, 2, 5)
+    kernel = Kernel.of(layer, x, h)
+    output = layer(x, h)
+    assert kernel is not None
+    kernel.watch(output)
+    output[0][-1].sum().backward()
+    norms = state_norms(kernel)
+    assert norms is not None
+    assert len(norms) == 6
+    wrong = Kernel.of(layer, x, None)
+    assert wrong is not None
+    wrong.outputs, wrong.gradients = kernel.outputs, kernel.gradients
+    assert state_norms(wrong) is None
