@@ -13,13 +13,15 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from unvanish.torch.portable import follow, portable
+
 
 class Working(NamedTuple):
     """Copies that belong together: the optimizer's parameters are the copied model's."""
 
     model: nn.Module
     optimizer: Optimizer | None
-    loss: Any
+    loss: tuple[Any, ...]
 
 
 @contextmanager
@@ -41,8 +43,8 @@ def preserved_randomness() -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda_states)
 
 
-def working_copy(model: nn.Module, optimizer: Optimizer | None, loss: Any) -> Working:
-    """Deep copies of model, optimizer and loss (a module or callable object) that refer to one another.
+def working_copy(model: nn.Module, optimizer: Optimizer | None, loss: tuple[Any, ...]) -> Working:
+    """Deep copies of model, optimizer and losses (modules, functions, callable objects) that refer to one another.
 
     Raises:
         ValueError: where Python cannot copy one of them.
@@ -54,13 +56,24 @@ def working_copy(model: nn.Module, optimizer: Optimizer | None, loss: Any) -> Wo
             if isinstance(value, torch.Tensor) and value.grad_fn is not None:
                 memo[id(value)] = value.detach().clone()  # left by weight_norm and the like; not copyable as it is
     try:
-        copied = copy.deepcopy((plain, optimizer, loss), memo)
+        copied = memo[id(model)] = copy.deepcopy(plain, memo)
+        stepper = copy.deepcopy(optimizer, memo)
+        _complete(optimizer, stepper, memo)
+        follow(plain, memo)
+        losses = tuple(portable(part, memo) for part in loss)
     except Exception as error:
         raise ValueError(
             f"unvanish could not copy the model, its optimizer or its loss: {type(error).__name__}: {error}. "
             "Diagnosis works on deep copies so that nothing of yours changes; everything they hold must be copyable. "
             "Take what is not (open files, locks, generators) out of them, or use `unvanish run`, which copies nothing."
         ) from error
-    for parameter in copied[0].parameters():
+    for parameter in copied.parameters():
         parameter.grad = None
-    return Working(*copied)
+    return Working(copied, stepper, losses)
+
+
+def _complete(optimizer: Optimizer | None, copied: Optimizer | None, memo: dict[int, Any]) -> None:
+    """Optimizers copy only their groups and state; give the copy what else they keep (LBFGS its list of weights)."""
+    for name, value in vars(optimizer).items() if optimizer is not None else ():
+        if name not in vars(copied) and not callable(value) and not name.endswith("_hooks"):
+            setattr(copied, name, copy.deepcopy(value, memo))

@@ -5,9 +5,11 @@ A plateau is no failure and a falling curve no proof: whether a network can lear
 
 from __future__ import annotations
 
-import copy
+import itertools
 import math
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,47 +25,75 @@ from unvanish.types import Experiment, Flow
 _FACTORS = (0.1, 0.01, 10.0, 100.0)
 _GOOD_RATIOS = (0.01, 0.1)  # update / weight of a brisk but sound step
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
+_PATIENCE = 3  # a loss that still falls gets up to four times the steps
+_STILL = 0.005  # fall per quarter, as a share of the first loss
+_NEAR = 2.0  # times the constant predictor's loss: above it, a loss may fall for ever and nothing be learnt
 _ENOUGH = 0.5  # this much progress on one batch settles that the network can learn
 
 
-def overfit(
-    model: nn.Module,
-    optimizer: Optimizer,
-    objective: Objective,
-    batch: Any,
-    steps: int,
-    floor: float | None,
-    *,
-    lever: str = "none",
-    factor: float = 1.0,
-) -> Experiment:
-    """Train a fresh copy on one batch for ``steps`` steps with one lever moved."""
-    work = working_copy(model, optimizer, (objective.loss_fn, objective.objective))
-    trained = Objective(*work.loss)
-    assert work.optimizer is not None, "the optimizer is copied with the model"
-    if lever == "learning-rate":
-        for group in work.optimizer.param_groups:
-            group["lr"] = group["lr"] * factor
-    if lever == "float32":
-        work.model.float()
-        work.optimizer.state.clear()
-        batch = _widened(batch)
-    if lever.endswith("standardized"):
-        batch = _standardized(batch, inputs=lever.startswith("inputs"))
-        floor = 1.0 if lever.startswith("targets") and floor is not None else floor
-    losses = tuple(_train(work.model, work.optimizer, trained, batch, steps))
-    return Experiment(lever, factor, losses, floor)  # type: ignore[arg-type]
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """To learn one batch by heart: every ``run`` trains a fresh copy of the user's program for ``steps`` steps.
+
+    ``floor`` is the constant predictor's loss on the batch, None where it is not known.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    objective: Objective
+    batch: Any
+    steps: int
+    floor: float | None
+
+    def run(self, lever: str = "none", factor: float = 1.0, patience: int = 0) -> Experiment:
+        """Train with one lever moved; up to ``patience`` times ``steps`` more where the loss still falls at the end."""
+        work = working_copy(self.model, self.optimizer, (self.objective.loss_fn, self.objective.objective))
+        assert work.optimizer is not None, "the optimizer is copied with the model"
+        batch, floor = self.batch, self.floor
+        if lever == "learning-rate":
+            for group in work.optimizer.param_groups:
+                group["lr"] = group["lr"] * factor
+        if lever == "float32":
+            work.model.float()
+            work.optimizer.state.clear()
+            batch = _widened(batch)
+        if lever.endswith("standardized"):
+            batch = _standardized(batch, inputs=lever.startswith("inputs"))
+            floor = 1.0 if lever.startswith("targets") and floor is not None else floor
+        training = _train(work.model, work.optimizer, Objective(*work.loss), batch)
+        made = Experiment(lever, factor, tuple(itertools.islice(training, self.steps)), floor)  # type: ignore[arg-type]
+        while patience > 0 and (made.progress or 0.0) < _ENOUGH and _falling(made.losses[-self.steps :], floor):
+            patience -= 1
+            made = replace(made, losses=(*made.losses, *itertools.islice(training, self.steps)))
+        return made
+
+    def tried(self, lever: str, factor: float = 1.0) -> tuple[Experiment, ...]:
+        """The run with a lever moved; none where the program refuses it (targets outside of what its loss takes)."""
+        try:
+            return (self.run(lever, factor),)
+        except (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError):
+            return ()
 
 
-def _train(model: nn.Module, optimizer: Optimizer, objective: Objective, batch: Any, steps: int) -> Iterator[float]:
-    for _ in range(steps):
+def _falling(losses: Sequence[float], floor: float | None) -> bool:
+    """Is the end clearly below what came just before it, and near enough to the floor that a longer look can tell?"""
+    quarter = len(losses) // 4
+    if quarter < 2 or not all(map(math.isfinite, losses)):
+        return False
+    before, end = (statistics.median(losses[-k * quarter :][:quarter]) for k in (2, 1))
+    return before - end > _STILL * abs(losses[0]) and (floor is None or end < _NEAR * floor)
+
+
+def _train(model: nn.Module, optimizer: Optimizer, objective: Objective, batch: Any) -> Iterator[float]:
+    """The losses of a training without end; it stops where the loss leaves the numbers or requires no gradient."""
+    while True:
         optimizer.zero_grad()
         loss = objective.run(model, batch)
         value = float(loss.detach())
         yield value
         if not math.isfinite(value) or not loss.requires_grad:
             break
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         take_step(model, optimizer, objective, batch)
 
 
@@ -83,8 +113,8 @@ def experiments(
     Returns:
         The experiments made, the unmoved one first.
     """
-    floor = flow.loss.floor
-    base = overfit(model, optimizer, objective, batch, steps, floor)
+    attempt = Attempt(model, optimizer, objective, batch, steps, flow.loss.floor)
+    base = attempt.run(patience=_PATIENCE)
     reached = base.progress or 0.0
     levers: list[tuple[str, float]] = []
     if reached < 0.9:
@@ -94,8 +124,7 @@ def experiments(
         if any(p.dtype in _LOW_PRECISION for p in model.parameters()):
             levers.append(("float32", 1.0))
         levers += [("learning-rate", factor) for factor in _factors(flow)]
-    moved = (overfit(model, optimizer, objective, batch, steps, floor, lever=k, factor=f) for k, f in levers)
-    return (base, *moved)
+    return (base, *(made for lever, factor in levers for made in attempt.tried(lever, factor)))
 
 
 def format_experiments(
@@ -104,7 +133,7 @@ def format_experiments(
     """For a low-precision network that is not finite at the first step: is it so in float32 too?"""
     if steps == 0 or all(p.dtype not in _LOW_PRECISION for p in model.parameters()):
         return ()
-    return (overfit(model, optimizer, objective, batch, steps, flow.loss.floor, lever="float32"),)
+    return Attempt(model, optimizer, objective, batch, steps, flow.loss.floor).tried("float32")
 
 
 def _factors(flow: Flow) -> tuple[float, ...]:
@@ -131,7 +160,7 @@ def _movable(objective: Objective, batch: Any, lever: str) -> bool:
     if objective.loss_fn is None or not isinstance(batch, tuple | list) or len(batch) != 2:
         return False
     part = batch[0] if lever.startswith("inputs") else batch[1]
-    if not isinstance(part, Tensor) or not part.is_floating_point() or len(part) < 2:
+    if not isinstance(part, Tensor) or not part.is_floating_point() or part.ndim == 0 or len(part) < 2:
         return False
     (view,) = view_inputs(part, None)
     assert view.moments is not None, "floating tensors are measured"

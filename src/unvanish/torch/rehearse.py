@@ -71,7 +71,7 @@ def rehearse(work: Working, optimizer: Optimizer, objective: Objective, batches:
 def _backward(model: nn.Module, objective: Objective, batch: Any) -> float:
     loss = objective.run(model, batch)
     if loss.requires_grad:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
     return float(loss.detach())
 
 
@@ -84,7 +84,7 @@ def take_step(model: nn.Module, optimizer: Optimizer, objective: Objective, batc
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss = objective.run(model, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
     optimizer.step(closure)

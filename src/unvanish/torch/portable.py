@@ -1,0 +1,135 @@
+"""Functions that follow a deep copy: what their closures and globals hold is replaced by its copy.
+
+``copy.deepcopy`` hands functions on as they are, so an objective that closes over the discriminator, the model itself
+or a list of its own would train, or write into, the user's objects.  Here such a function is rebuilt over copies made
+with the same memo, so that everything that referred to one another still does.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+_Memo = dict[int, Any]
+_MOST_ITEMS = 1000
+_CONTAINERS = (list, dict, set, tuple)
+
+
+def portable(value: Any, memo: _Memo) -> Any:
+    """A copy of a callable, or of anything else, that refers to copies; stateless functions come back as they are."""
+    if isinstance(value, types.FunctionType):
+        return _function(value, memo)
+    if isinstance(value, functools.partial):
+        rebuilt = portable(value.func, memo)
+        keywords = {key: copy.deepcopy(part, memo) for key, part in value.keywords.items()}
+        return functools.partial(rebuilt, *(copy.deepcopy(part, memo) for part in value.args), **keywords)
+    return copy.deepcopy(value, memo)
+
+
+def follow(original: nn.Module, memo: _Memo) -> None:
+    """Make hooks, and functions set on modules or weights, of a network already copied refer to the copies too.
+
+    ``copy.deepcopy`` keeps a module's hooks as they are and drops those of its weights.
+    """
+    for module in original.modules():
+        copied = memo.get(id(module))
+        for name, value in vars(module).items() if copied is not None else ():
+            if isinstance(value, types.FunctionType):
+                vars(copied)[name] = portable(value, memo)
+            elif name.endswith("_hooks") and isinstance(value, dict):
+                vars(copied)[name].update({key: portable(hook, memo) for key, hook in value.items()})
+    for parameter in original.parameters():
+        copied = memo.get(id(parameter))
+        if isinstance(copied, torch.Tensor) and copied.requires_grad:
+            for hook in (parameter._backward_hooks or {}).values():
+                copied.register_hook(portable(hook, memo))
+            for hook in (parameter._post_accumulate_grad_hooks or {}).values():
+                copied.register_post_accumulate_grad_hook(portable(hook, memo))
+
+
+def _function(function: types.FunctionType, memo: _Memo) -> types.FunctionType:
+    if id(function) in memo:
+        known: types.FunctionType = memo[id(function)]
+        return known
+    if not _moves(function, set()):
+        return function
+    cells = tuple(types.CellType() for _ in function.__closure__ or ())
+    globals_ = dict(function.__globals__)
+    rebuilt = types.FunctionType(function.__code__, globals_, function.__name__, None, cells or None)
+    rebuilt.__kwdefaults__ = function.__kwdefaults__
+    rebuilt.__dict__.update(vars(function))
+    memo[id(function)] = rebuilt
+    memo.setdefault(id(memo), []).append(function)  # keep it alive as deepcopy does: ids are used again
+    rebuilt.__defaults__ = tuple(_moved(value, memo) for value in function.__defaults__ or ()) or None
+    for cell, old in zip(cells, function.__closure__ or (), strict=True):
+        if _filled(old):
+            cell.cell_contents = _moved(old.cell_contents, memo)
+    globals_.update({name: _moved(value, memo) for name, value in _globals(function).items()})
+    return rebuilt
+
+
+def _moved(value: Any, memo: _Memo) -> Any:
+    return portable(value, memo) if _moves(value, set()) else value
+
+
+def _moves(value: Any, seen: set[int]) -> bool:
+    """Must ``value``, which a user's function refers to, be copied with it?"""
+    if isinstance(value, types.FunctionType):
+        if id(value) in seen:
+            return False
+        seen.add(id(value))
+        return any(_moves(part, seen) for part in _referred(value))
+    if isinstance(value, nn.Module | Optimizer):
+        return True
+    if isinstance(value, torch.Tensor):
+        return value.requires_grad and value.is_leaf
+    if isinstance(value, types.MethodType):
+        return isinstance(value.__self__, nn.Module | Optimizer)
+    if isinstance(value, functools.partial):
+        return any(_moves(part, seen) for part in (value.func, *value.args, *value.keywords.values()))
+    if type(value) in _CONTAINERS and len(value) <= _MOST_ITEMS:
+        parts = list(value.values()) if isinstance(value, dict) else list(value)
+        state = isinstance(value, list | dict | set) and all(isinstance(p, int | float | str | None) for p in parts)
+        return state or any(_moves(part, seen) for part in parts)
+    return False
+
+
+def _referred(function: types.FunctionType) -> list[Any]:
+    held = [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
+    return [*held, *(function.__defaults__ or ()), *_globals(function).values()]
+
+
+def _globals(function: types.FunctionType) -> dict[str, Any]:
+    """Globals that the function may read; functions of other modules than its own are a library's, and stay."""
+    known = function.__globals__
+    named = {name: known[name] for name in _names(function.__code__) if name in known}
+    return {name: value for name, value in named.items() if not _foreign(value, known)}
+
+
+def _foreign(value: Any, known: dict[str, Any]) -> bool:
+    inner = inspect.unwrap(value) if isinstance(value, types.FunctionType) else None
+    return isinstance(inner, types.FunctionType) and inner.__globals__ is not known
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """Global names that a function's code, or a function defined in it, may read."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
+
+
+def _filled(cell: types.CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
