@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from unvanish.report.explain import index, page
 from unvanish.report.picture import compare, gradient_picture
 from unvanish.report.places import places
 from unvanish.report.text import number, render
 from unvanish.types import Diagnosis, Evidence, Finding, Flow, LossView, Site
+from unvanish.units import rules
 
 DECADE = math.log(10)
 
@@ -199,6 +201,20 @@ def test_before_and_after_share_one_axis_line_by_line():
     assert compare(flow(), flow(-math.inf)) == (
         "before: No gradient was observed at any site.\nafter: The gradient is exactly zero at every observed site."
     )
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.cause)
+def test_a_page_fits_its_terminal_and_keeps_its_words(rule):
+    text = page(rule, width=70)
+    assert max(map(len, text.splitlines())) <= 70
+    assert " ".join(text.split()).count(" ".join(rule.remedies[0].split())) >= 1
+    assert "Source: " in text
+
+
+def test_the_list_of_causes_fits_eighty_columns():
+    lines = index(rules()).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len([line for line in lines if line.startswith("  ")]) == len(rules())
 
 
 def test_print_shows_the_report():

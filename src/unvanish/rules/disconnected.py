@@ -31,9 +31,13 @@ class Disconnected(AbstractRule):
 
     flat_gradient: float = -math.inf
     cause: ClassVar[Cause] = "disconnected"
-    title: ClassVar[str] = "the path from the loss to the weights, or from the weights to the optimizer, is cut"
+    title: ClassVar[str] = "weights cut off from the loss, or from the optimizer"
     source: ClassVar[str] = "PyTorch documentation, Autograd mechanics; Bengio et al. 2013, arXiv:1308.3432 (flat ops)"
-    remedies: ClassVar[tuple[str, ...]] = ("remove the cut", "register the layers", "give all weights to the optimizer")
+    remedies: ClassVar[tuple[str, ...]] = (
+        "remove the cut: .detach(), .data, .item(), .numpy(), no_grad(), or a flat op such as round",
+        "register the layers: nn.ModuleList or nn.ModuleDict in place of a list or dict",
+        "give all weights to the optimizer: Opt(model.parameters())",
+    )
 
     def check(self, flow: Flow) -> Finding | None:
         return (

@@ -35,7 +35,11 @@ class InputScale(AbstractRule):
     cause: ClassVar[Cause] = "input-scale"
     title: ClassVar[str] = "raw inputs or raw targets"
     source: ClassVar[str] = "LeCun et al. 1998, Efficient BackProp, section 4.3"
-    remedies: ClassVar[tuple[str, ...]] = ("standardise the inputs", "standardise the targets", "put a BatchNorm first")
+    remedies: ClassVar[tuple[str, ...]] = (
+        "standardise the inputs: (x - mean) / std per feature, of the training set",
+        "standardise regression targets, and scale predictions back",
+        "or put a BatchNorm or LayerNorm before the first layer",
+    )
 
     def check(self, flow: Flow) -> Finding | None:
         if flow.nonfinite is not None and flow.nonfinite.direction == "input":

@@ -24,7 +24,7 @@ class LearningRateHigh(AbstractRule):
 
     update: float = 0.3
     cause: ClassVar[Cause] = "learning-rate-high"
-    title: ClassVar[str] = "steps so large that they destroy what they mean to improve"
+    title: ClassVar[str] = "steps so large that they destroy what was learnt"
     source: ClassVar[str] = "LeCun et al. 1998, Efficient BackProp, section 4.7; Goodfellow et al. 2016, section 11.4.1"
     remedies: ClassVar[tuple[str, ...]] = (
         "lower the learning rate",

@@ -38,7 +38,11 @@ class LossMismatch(AbstractRule):
     source: ClassVar[str] = (
         "PyTorch documentation of CrossEntropyLoss, BCEWithLogitsLoss, NLLLoss; Goodfellow et al. 2016, 6.2.2"
     )
-    remedies: ClassVar[tuple[str, ...]] = ("give the loss logits", "make shapes equal", "let the output range fit")
+    remedies: ClassVar[tuple[str, ...]] = (
+        "give CrossEntropyLoss and BCEWithLogitsLoss raw logits, NLLLoss log-probabilities",
+        "make the shapes of predictions and targets equal",
+        "let the range of the last activation hold the targets",
+    )
 
     def check(self, flow: Flow) -> Finding | None:
         return next(self._mismatches(flow), None)

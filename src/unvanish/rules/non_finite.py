@@ -40,7 +40,11 @@ class NonFiniteRule(AbstractRule):
     cause: ClassVar[Cause] = "non-finite"
     title: ClassVar[str] = "a NaN or Inf was born at one op"
     source: ClassVar[str] = "IEEE 754; Goldberg 1991, What every computer scientist should know about floating point"
-    remedies: ClassVar[tuple[str, ...]] = ("repair the op named here", "clean the data", "clip gradients")
+    remedies: ClassVar[tuple[str, ...]] = (
+        "repair the op that is named: eps, a clamp, or a fused version such as log_softmax",
+        "drop or fill NaN and Inf in the data",
+        "after an explosion: a lower learning rate, clip_grad_norm_(parameters, 1.0)",
+    )
 
     def check(self, flow: Flow) -> Finding | None:
         born = flow.nonfinite

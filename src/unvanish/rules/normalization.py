@@ -30,9 +30,13 @@ class Normalization(AbstractRule):
     few: int = 4
     stream_growth: float = math.log(1e3)
     cause: ClassVar[Cause] = "normalization"
-    title: ClassVar[str] = "normalisation over too few elements, missing, or in a stack too deep for it"
+    title: ClassVar[str] = "normalisation too small, missing, or stacked too deep"
     source: ClassVar[str] = "Ioffe and Szegedy 2015, arXiv:1502.03167; Yang et al. 2019, arXiv:1902.08129 (explosion)"
-    remedies: ClassVar[tuple[str, ...]] = ("normalise over more elements", "normalise each branch", "add skips")
+    remedies: ClassVar[tuple[str, ...]] = (
+        "too few elements: a larger batch, or LayerNorm / GroupNorm over more elements",
+        "missing in a residual net: LayerNorm at the entry of each branch, or a zero last layer",
+        "too deep a plain stack: residual connections",
+    )
 
     def check(self, flow: Flow) -> Finding | None:
         return self._few_elements(flow) or self._growing_stream(flow) or self._plain_stack(flow)

@@ -30,7 +30,7 @@ class Precision(AbstractRule):
     unchanged: float = 0.6
     zeros: float = 0.8
     cause: ClassVar[Cause] = "precision"
-    title: ClassVar[str] = "the number format is too coarse for the updates or too narrow for the gradients"
+    title: ClassVar[str] = "a number format too coarse, or too narrow"
     source: ClassVar[str] = (
         "Micikevicius et al. 2018, arXiv:1710.03740, section 3; Zamirai et al. 2021, arXiv:2010.06192"
     )

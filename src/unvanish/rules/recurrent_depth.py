@@ -85,7 +85,9 @@ class RecurrentDepth(AbstractRule):
         fall = reading.time_fall(states)
         if fall is None:
             return ()
-        return (Evidence("gradient lost from last to first state", min(reading.decades(fall), 400.0), "decades", "below 2"),)
+        return (
+            Evidence("gradient lost from last to first state", min(reading.decades(fall), 400.0), "decades", "below 2"),
+        )
 
     @classmethod
     def healthy(cls) -> tuple[Flow, ...]:
