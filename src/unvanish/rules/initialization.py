@@ -76,8 +76,8 @@ class Initialization(AbstractRule):
             ),
             message=(
                 f"The weights of {_words.count(len(low), 'layer')} are {_words.times(math.exp(mean))} times too small for their "
-                f"activation, which costs {reading.decades(sum(low.values())):.2g} decades of gradient: the layers before get "
-                "next to nothing. Expected: weights at the activation's critical gain, which cost nothing. "
+                f"activation, which costs {reading.decades(sum(low.values())):.2g} decades of gradient: the first layers "
+                "get next to nothing. Expected: weights at the activation's critical gain, which cost nothing. "
                 "Re-initialise these layers; raising the learning rate cannot help."
             ),
             remedies=(self._recipe(flow), *self.remedies[1:]),
@@ -87,10 +87,14 @@ class Initialization(AbstractRule):
     @staticmethod
     def _recipe(flow: Flow) -> str:
         """The first remedy with the numbers of the activations met here."""
-        met = dict.fromkeys(site.op for site in reading.activations(flow)) or {"a linear layer": None}
-        gains = " or ".join(f"gain={theory.critical_gain(op):.3g} ({op})" for op in met)
-        centred = "; with sigmoid also bias = -weight.sum(1) / 2" if "sigmoid" in met else ""
-        return f"initialise these layers at the critical gain: nn.init.orthogonal_(weight, gain), {gains}{centred}"
+        met = list(dict.fromkeys(site.op for site in reading.activations(flow)))
+        if len(met) > 1:
+            gains = ", ".join(f"{theory.critical_gain(op):.3g} for {op}" for op in met)
+            return f"initialise these layers at the critical gain: nn.init.orthogonal_(weight, gain), gain {gains}"
+        op = met[0] if met else "a linear layer"
+        centred = ", bias = -weight.sum(1) / 2" if op == "sigmoid" else ""
+        gain = f"nn.init.orthogonal_(weight, gain={theory.critical_gain(op):.3g})"
+        return f"initialise these layers at the critical gain of {op}: {gain}{centred}"
 
     @classmethod
     def healthy(cls) -> tuple[Flow, ...]:
