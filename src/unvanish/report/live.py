@@ -41,7 +41,8 @@ class Live:
     def _write(self, line: Text) -> None:
         stream = self._stream or sys.stderr
         if not stream.isatty():
-            print(line.plain, file=stream, flush=True)
+            stream.write(f"{line.plain}\n")
+            stream.flush()
             return
         Console(file=stream, highlight=False).print(line, overflow="ellipsis", no_wrap=True)
 

@@ -86,17 +86,26 @@ def _trained(watch: Watch) -> list[Track]:
     return [track for track in watch.tracks if track.count]
 
 
+def _reported(watch: Watch) -> list[Track]:
+    """The optimizers to report on; a training repeated fold after fold is reported once."""
+    tracks = [track for track in _trained(watch) if track.looks]
+    return [track for i, track in enumerate(tracks) if not any(track.repeats(other) for other in tracks[:i])]
+
+
 def _report(watch: Watch, live: Live, target: str, json_path: Path | None, *, quiet: bool) -> int:
     if watch.broken is not None:
         live.say("stopped watching because of an error of its own, please report it; the script was not disturbed")
-        print(watch.broken, file=sys.stderr)
-    tracks = [track for track in _trained(watch) if track.looks]
+        sys.stderr.write(watch.broken)
+    tracks = _reported(watch)
     if not tracks:
         _say_nothing_trained(watch, live, target)
         return 2
     found = [_diagnose(track, tracks, watch) for track in tracks]
     for track, diagnosis in zip(tracks, found, strict=True):
         _print(diagnosis, f"{label(track, watch)}, {track.count} steps" if len(tracks) > 1 else "")
+    unseen = watch.unwatched + len(_trained(watch)) - len(tracks)
+    if unseen:
+        live.say(f"{unseen} more optimizers, of trainings that repeat these or came too late, are not reported")
     if json_path is not None:
         texts = [diagnosis.to_json() for diagnosis in found]
         json_path.write_text((texts[0] if len(texts) == 1 else f"[{','.join(texts)}]") + "\n", encoding="utf-8")
@@ -114,7 +123,8 @@ def _print(diagnosis: Diagnosis, title: str) -> None:
     heading = f"unvanish: {title}\n" if title else ""
     text = f"{heading}{render(diagnosis, width=width, color=terminal and 'NO_COLOR' not in os.environ)}"
     encoding = sys.stderr.encoding or "utf-8"
-    print(text.encode(encoding, "replace").decode(encoding), file=sys.stderr, flush=True)
+    sys.stderr.write(text.encode(encoding, "replace").decode(encoding) + "\n")
+    sys.stderr.flush()
 
 
 def _say_nothing_trained(watch: Watch, live: Live, target: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields, is_dataclass, replace
 from typing import TypeVar
 
@@ -9,8 +10,9 @@ from unvanish.torch.observe import Observation
 from unvanish.torch.probe import merge_units
 from unvanish.torch.run.roots import Roots
 from unvanish.torch.run.track import Track
+from unvanish.torch.run.watch import ByHand
 from unvanish.torch.session import unobserved
-from unvanish.types import Cut, Flow, NonFinite, Parameter, Site, Snapshot
+from unvanish.types import Cut, Flow, NonFinite, OptimizerView, Parameter, Site, Snapshot
 
 _Plain = TypeVar("_Plain")
 
@@ -26,7 +28,7 @@ def assemble(track: Track, others: list[Track], roots: Roots) -> Flow:
         loss=first.seen.loss,
         times=first.seen.times,
         inputs=first.seen.inputs,
-        optimizer=track.view,
+        optimizer=_optimizer(track),
         steps=track.steps(),
         snapshots=tuple(Snapshot(look.step, look.seen.sites, keep.parameters(look.seen)) for look in later),
         cuts=keep.cuts(first.seen),
@@ -73,6 +75,13 @@ def _merged(first: Observation, second: Observation | None) -> tuple[Site, ...]:
     return merge_units(first.sites, first.units, second.units)
 
 
+def _optimizer(track: Track) -> OptimizerView:
+    """Weights changed by hand have an unknown learning rate, which is not judged."""
+    if track.name != ByHand.__name__:
+        return track.view
+    return replace(track.view, name="no optimizer", learning_rates=(), given=False)
+
+
 def _nonfinite(track: Track) -> NonFinite | None:
     if track.nonfinite is None and track.losses.first_bad is not None:
         return NonFinite("loss", "unknown", "forward", track.losses.first_bad, "the loss itself is NaN or Inf")
@@ -82,7 +91,7 @@ def _nonfinite(track: Track) -> NonFinite | None:
 def renamed(value: _Plain, prefix: str) -> _Plain:
     """The same plain data with ``prefix`` taken off every name: "model.net.0" is "net.0", "model:relu" is "relu"."""
     if isinstance(value, str):
-        return value.removeprefix(f"{prefix}.").removeprefix(f"{prefix}:") if value != prefix else ""  # type: ignore[return-value]
+        return _without(value, prefix)  # type: ignore[return-value]
     if isinstance(value, tuple):
         return tuple(renamed(part, prefix) for part in value)  # type: ignore[return-value]
     if is_dataclass(value) and not isinstance(value, type):
@@ -91,4 +100,8 @@ def renamed(value: _Plain, prefix: str) -> _Plain:
     return value
 
 
-_NO_PLACES = ("op", "kind", "dtype", "schema", "framework", "origin", "lever", "direction")
+_NO_PLACES = ("op", "kind", "dtype", "schema", "framework", "origin", "lever", "direction", "optimizer")
+
+
+def _without(name: str, prefix: str) -> str:
+    return "" if name == prefix else re.sub(rf"(?<![\w.]){re.escape(prefix)}[.:](?=\w)", "", name)

@@ -11,7 +11,21 @@ from unvanish.torch.naming import Namer, Names
 from unvanish.torch.scopes import Scopes
 from unvanish.types import NonFinite
 
-_ENDLESS = ("log", "log2", "log10", "div", "sqrt", "rsqrt", "reciprocal", "exp", "expm1", "pow", "acos", "asin", "atanh")
+_ENDLESS = (
+    "log",
+    "log2",
+    "log10",
+    "div",
+    "sqrt",
+    "rsqrt",
+    "reciprocal",
+    "exp",
+    "expm1",
+    "pow",
+    "acos",
+    "asin",
+    "atanh",
+)
 
 
 def find_birth(graph: Graph | None, scopes: Scopes, names: Names) -> NonFinite | None:
@@ -76,7 +90,7 @@ def _finite(tensor: Tensor) -> bool:
 def _range(tensors: list[Tensor]) -> str:
     """The range of what went in, which usually names the bug: log of 0, exp of 1000, a zero divisor."""
     parts = [
-        f"{list(tensor.shape)} in [{float(tensor.min()):.4g}, {float(tensor.max()):.4g}]"
+        f"{list(tensor.shape)} in [{float(tensor.detach().min()):.4g}, {float(tensor.detach().max()):.4g}]"
         for tensor in tensors[:2]
         if tensor.is_floating_point() and tensor.numel()
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -20,6 +21,7 @@ def watching(watch: Watch) -> Iterator[None]:
     """Tell ``watch`` of every optimizer, backward pass, step and loss scaling in the block."""
     with ExitStack() as undo:
         undo.callback(watch.close)
+        undo.callback(_silence("Using `torch.compile\\(module\\)` when there are global hooks"))
         undo.callback(register_optimizer_step_pre_hook(_safe(watch, watch.step_begins)).remove)
         undo.callback(register_optimizer_step_post_hook(_safe(watch, watch.step_ended)).remove)
         for owner, name, make in _REPLACED:
@@ -27,6 +29,18 @@ def watching(watch: Watch) -> Iterator[None]:
             setattr(owner, name, functools.wraps(original)(make(watch, original)))
             undo.callback(setattr, owner, name, original)
         yield
+
+
+def _silence(message: str) -> Callable[[], None]:
+    """Do not let PyTorch warn the user of our hooks; the returned function takes this back."""
+    warnings.filterwarnings("ignore", message)
+    ours = warnings.filters[0]
+
+    def undo() -> None:
+        if ours in warnings.filters:
+            warnings.filters.remove(ours)  # type: ignore[attr-defined]
+
+    return undo
 
 
 def _safe(watch: Watch, event: Callable[[Optimizer], None]) -> Callable[[Optimizer, Any, Any], None]:

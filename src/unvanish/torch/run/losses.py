@@ -23,13 +23,15 @@ class Losses:
 
     def add(self, values: list[Value]) -> None:
         """The loss of one step: the mean over its backward passes (NaN for none)."""
-        if any(isinstance(value, Tensor) for value in values):
+        if len(values) == 1 and isinstance(values[0], float):
+            self._set(len(self.values), [values[0]])
+        elif any(isinstance(value, Tensor) for value in values):
             self._waiting.append((len(self.values), values))
             self.values.append(math.nan)
             if len(self._waiting) >= _FETCH:
                 self.fetch()
-            return
-        self._set(len(self.values), [float(value) for value in values])
+        else:
+            self._set(len(self.values), [float(value) for value in values])
 
     def fetch(self) -> None:
         """Read what still lies on a GPU."""

@@ -101,7 +101,7 @@ def exit_code(error: SystemExit) -> int:
     """What ``sys.exit`` would make of its argument; a message is printed, as Python does."""
     if error.code is None or isinstance(error.code, int):
         return error.code or 0
-    print(error.code, file=sys.stderr)
+    sys.stderr.write(f"{error.code}\n")
     return 1
 
 

@@ -56,6 +56,10 @@ class Roots:
         named.update({key: tensor for key, ref in self._loose.items() if (tensor := ref()) is not None})
         return named
 
+    def networks(self) -> list[str]:
+        """Roots that have parameters."""
+        return [key for key, (has_parameters, _) in self._kinds.items() if has_parameters]
+
     def root_of(self, name: str) -> str:
         """The root a full name belongs to; "" for a loose parameter."""
         inside = [key for key in self._kinds if name == key or name.startswith((f"{key}.", f"{key}:"))]
@@ -63,7 +67,7 @@ class Roots:
 
     def common_prefix(self) -> str | None:
         """The name of the only network of the program, where it adds nothing to the names of its parts."""
-        networks = [key for key, (has_parameters, _) in self._kinds.items() if has_parameters]
+        networks = self.networks()
         return networks[0] if len(networks) == 1 and self._kinds[networks[0]][1] else None
 
     def _alive(self) -> dict[str, nn.Module]:

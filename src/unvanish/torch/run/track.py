@@ -46,11 +46,12 @@ class Begun:
 class Track:
     """The life of one optimizer."""
 
-    def __init__(self, optimizer: Optimizer, clock: int) -> None:
+    def __init__(self, optimizer: Optimizer, clock: int, turn: int) -> None:
         self.reference = weakref.ref(optimizer)
         self.name = type(optimizer).__name__
         self.view: OptimizerView = view_optimizer(optimizer, given=True)
         self.parameters: dict[int, weakref.ref[Tensor]] = {}
+        self.shape: tuple[object, ...] = ()
         self.names: dict[str, None] = {}
         self.count = 0
         self.losses = Losses()
@@ -58,16 +59,22 @@ class Track:
         self.facts: dict[int, dict[str, Any]] = {}
         self.skipped: set[int] = set()
         self.nonfinite: NonFinite | None = None
-        self.clock = self.turn = clock
+        self.clock = clock
+        self.born = self.turn = turn
         self.begun: Begun | None = None
         self._next = 0
         self._tries = 0
         self.learn(optimizer)
 
+    def repeats(self, other: Track) -> bool:
+        """The same training once more, after the other was over: the next fold, the next trial."""
+        return other.shape == self.shape and other.turn <= self.born and other is not self
+
     def learn(self, optimizer: Optimizer) -> None:
         """Read the parameters and the learning rates; a schedule's largest rate is the one that counts."""
         held = [p for group in optimizer.param_groups for p in group["params"]]
         self.parameters = {id(p): weakref.ref(p) for p in held}
+        self.shape = (self.name, *(tuple(p.shape) for p in held))
         now, old = view_optimizer(optimizer, given=True), self.view.learning_rates
         if len(now.learning_rates) == len(old):
             now = replace(now, learning_rates=tuple(map(max, now.learning_rates, old)))
@@ -84,11 +91,10 @@ class Track:
     def begin(self, optimizer: Optimizer, mine: list[Seen], named: dict[str, Tensor], names: Names) -> None:
         """A probed step begins: the gradients are as the optimizer will use them, the weights still old."""
         self.learn(optimizer)
-        own = {name: p for name, p in named.items() if id(p) in self.parameters}
-        self.names.update(dict.fromkeys(own))
+        held = {key: p for key, ref in self.parameters.items() if (p := ref()) is not None}
         parameters = self._look_at(optimizer, mine, named, names) if mine else None
-        held = {id(p): p for p in own.values()}
-        self.begun = Begun(Updates.before_step(own), parameters, gradient_norms(held, _fused_scale(optimizer)), mine)
+        updates = Updates.before_step({str(key): p for key, p in held.items()})
+        self.begun = Begun(updates, parameters, gradient_norms(held, _fused_scale(optimizer)), mine)
 
     def end(self, optimizer: Optimizer, mine: list[Seen], named: dict[str, Tensor], names: Names) -> Look | None:
         """The probed step is done: keep what was seen."""
@@ -98,11 +104,20 @@ class Track:
             self._tries += 1
             self._next = self.count + 1 if self._tries < _TRIES else following(self.count)
             return None
+        own = {name: p for name, p in named.items() if id(p) in self.parameters}
+        self.names.update(dict.fromkeys(own))
+        now = {str(key): p for key, ref in self.parameters.items() if (p := ref()) is not None}
+        measured = begun.updates.measure(now)
         self._next, self._tries = following(self.count), 0
         closure = begun.parameters is None
         source = mine[0] if closure else mine[-1]
         parameters = begun.parameters or self._look_at(optimizer, mine[:1], named, names)
-        parameters = with_updates(parameters, begun.updates.measure(named))
+        if closure:  # it was called again since: take the gradients of the first call
+            first = {name: log(source.norms[id(p)]) for name, p in own.items() if id(p) in source.norms}
+            parameters = tuple(replace(p, log_grad=first.get(p.name, p.log_grad)) for p in parameters)
+        parameters = with_updates(
+            parameters, {name: measured[str(id(p))] for name, p in own.items() if str(id(p)) in measured}
+        )
         after = total({key: norm for key, norm in source.norms.items() if key in self.parameters})
         used = after if closure else total(begun.norms)
         median, largest = update_ratios(tuple(p for p in parameters if p.name in self.names))
@@ -115,7 +130,14 @@ class Track:
         }
         before = source.before
         seen = Observation(
-            source.sites, source.units, parameters, before.loss, source.times, before.inputs, before.cuts, source.batch_size
+            source.sites,
+            source.units,
+            parameters,
+            before.loss,
+            source.times,
+            before.inputs,
+            before.cuts,
+            source.batch_size,
         )
         self.looks.append(Look(self.count, seen))
         return self.looks[-1]

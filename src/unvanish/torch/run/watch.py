@@ -9,6 +9,7 @@ import math
 import os
 import threading
 import traceback
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -25,12 +26,20 @@ from unvanish.torch.run.track import Look, Track
 from unvanish.torch.run.window import Pending, Seen, Window
 from unvanish.types import NonFinite
 
+_pid, _thread, _is_compiling = os.getpid, threading.get_ident, torch.compiler.is_compiling
 _MOST_TRACKS = 8
 _EAGER = "torch.compile is set aside at the steps that are looked at: they run eager"
 
 
 class Enough(BaseException):
     """The wanted number of steps is done: leaves the script through everything but a bare ``except``."""
+
+
+class ByHand(Optimizer):
+    """Stands in where a program changes its weights itself: every backward pass ends one step and begins the next."""
+
+    def __init__(self) -> None:
+        self.param_groups = [{"params": [], "lr": math.nan}]
 
 
 class Watch:
@@ -49,6 +58,8 @@ class Watch:
         self.window: Window | None = None
         self.notes: list[str] = []
         self.backwards = 0
+        self.unwatched = 0
+        self._passed: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self.broken: str | None = None
         self._looked, self._say, self._limit = looked, say, limit
         self._values: list[Value] = []
@@ -59,21 +70,27 @@ class Watch:
         self._birth: NonFinite | None = None
         self._compiled = False
         self._stance: Any = None
-        self._owner = (os.getpid(), threading.get_ident())
+        self._hand: ByHand | None = None
+        self._process, self._thread = _pid(), _thread()
 
     def elsewhere(self) -> bool:
         """In a forked worker, another thread, or under the compiler."""
-        here = (os.getpid(), threading.get_ident())
-        return here != self._owner or self.broken is not None or torch.compiler.is_compiling()
+        return _is_compiling() or _pid() != self._process or _thread() != self._thread or self.broken is not None
 
     # ---- events ----------------------------------------------------------------------------------------------
 
     def created(self, optimizer: Optimizer) -> None:
         """An optimizer was made: the first step of training is near."""
-        if self._find(optimizer) is None and len(self.tracks) < _MOST_TRACKS:
-            self.tracks.append(Track(optimizer, self.backwards))
-            self.tracks[-1].turn = self._turn
-            self._arrange()
+        if self._find(optimizer) is not None or optimizer in self._passed:
+            return
+        track = Track(optimizer, self.backwards, self._turn)
+        over = [old for old in self.tracks if old.reference() is None and old.shape == track.shape]
+        if over or len(self.tracks) >= _MOST_TRACKS:
+            self.unwatched += 1
+            self._passed.add(optimizer)
+            return
+        self.tracks.append(track)
+        self._arrange()
 
     def compiled(self) -> None:
         """``torch.compile`` was called."""
@@ -91,6 +108,11 @@ class Watch:
         loss = tensors if isinstance(tensors, Tensor) else next(iter(tensors), None)
         if loss is None or loss.numel() != 1 or not loss.requires_grad:
             return None
+        if not self.backwards and not self.tracks:
+            self._hand = ByHand()
+            self.created(self._hand)
+        elif self._hand is not None:
+            self.step_ended(self._hand)
         self.backwards += 1
         scaler = None
         if self._scaled is not None and self._scaled[0] is loss:
@@ -100,6 +122,8 @@ class Watch:
         self._values.append(value)
         if self.window is not None:
             return self.window.begin(loss, None if scaler is None else scaler.get_scale(), self.backwards)
+        if self._hand is not None:
+            self.step_begins(self._hand)
         if isinstance(value, float) and not math.isfinite(value) and self._birth is None:
             self.roots.refresh()
             self._birth = find_birth_unwatched(loss, self.roots.names)
@@ -112,9 +136,15 @@ class Watch:
         seen = self.window.end(pending)
         if self._birth is None:
             self._birth = seen.birth or self._backward_birth(seen)
+        if self._hand is not None:
+            self._hand.param_groups[0]["params"] = list(seen.leaves.values())
+            self.step_begins(self._hand)
 
     def step_begins(self, optimizer: Optimizer) -> None:
         """Optimizer pre-hook."""
+        if self._hand is not None and optimizer is not self._hand:
+            self._hand = self._stepping = None
+            self.tracks = [track for track in self.tracks if track.name != ByHand.__name__]
         track = self._find(optimizer)
         if track is None:
             self.created(optimizer)
@@ -139,7 +169,8 @@ class Watch:
         self._count(track, skipped)
         if look is not None:
             self._looked(track, look)
-        self._arrange()
+        if self.window is not None or track.due():
+            self._arrange()
         if self._limit is not None and track is self.main() and track.count >= self._limit:
             raise Enough
 
@@ -172,7 +203,7 @@ class Watch:
     def _count(self, track: Track, skipped: bool) -> None:
         values = self._values or self._last
         self._last, self._values = values, []
-        track.losses.add(list(values))
+        track.losses.add(values)
         if self._birth is not None and not skipped and track.nonfinite is None:
             track.nonfinite = replace(self._birth, step=track.count)
         if not skipped:
@@ -187,7 +218,7 @@ class Watch:
         if not wanted:
             self.close()
         elif self.window is None:
-            self.window = Window(self.roots, self._is_parameter)
+            self.window = Window(self.roots, self._position)
             if self._compiled:
                 self._go_eager()
         else:
@@ -216,10 +247,17 @@ class Watch:
         return find_backward_birth(seen.sites, gradients, 0)
 
     def _find(self, optimizer: Optimizer) -> Track | None:
-        return next((track for track in self.tracks if track.reference() is optimizer), None)
+        for track in self.tracks:
+            if track.reference() is optimizer:
+                return track
+        return None
 
-    def _is_parameter(self, tensor: Tensor) -> bool:
-        return any(id(tensor) in track.parameters for track in self.tracks)
+    def _position(self, tensor: Tensor) -> int | None:
+        """Place among the parameters of its optimizer; without any optimizer every leaf may be a weight."""
+        for track in self.tracks:
+            if id(tensor) in track.parameters:
+                return list(track.parameters).index(id(tensor))
+        return 0 if self._hand is not None and not self.roots.networks() else None
 
     @staticmethod
     def _overlap(inner: Track, outer: Track) -> bool:

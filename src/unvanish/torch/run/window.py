@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -56,20 +57,21 @@ class Pending:
 class Window:
     """Forward hooks on every module of the process, and a probe on every backward pass, until ``close``."""
 
-    def __init__(self, roots: Roots, is_parameter: Callable[[Tensor], bool]) -> None:
+    def __init__(self, roots: Roots, position: Callable[[Tensor], int | None]) -> None:
         """Open it.
 
         Args:
             roots: the networks known so far; new ones are adopted as they are called.
-            is_parameter: does an optimizer hold this tensor?
+            position: place of a tensor among the parameters of its optimizer; None where no optimizer holds it.
         """
         roots.refresh()
         self.seen: list[Seen] = []
         self._roots = roots
-        self._is_parameter = is_parameter
+        self._position = position
         self._scopes = Probe(roots.names, None).scopes
         self._depth = self._ignored = 0
-        self._entered: list[tuple[int, str, Any]] = []
+        self._entered: list[tuple[Call, Any]] = []
+        self._sized = -1
         self._target: Tensor | None = None
         self._owner = (os.getpid(), threading.get_ident())
         self._handles = [
@@ -95,29 +97,30 @@ class Window:
         if self._ignored:
             self._ignored += 1
             return None
-        if not self._depth and not self._enter_root(module, args):
-            self._ignored = 1
-            return None
-        self._depth += 1
-        return self._scopes.enter(module, args)
+        if self._depth:
+            self._depth += 1
+            return self._scopes.enter(module, args)
+        return self._enter_root(module, args)
 
-    def _enter_root(self, module: nn.Module, args: Any) -> bool:
-        """Is this call at top level part of training?"""
+    def _enter_root(self, module: nn.Module, args: Any) -> Any:
+        """A call at top level: of a network in training, or of something to look away from."""
         if is_loss(module):
             self._target = next(tensors_in(args[1:]), None)
-            return False
-        if torch.is_inference_mode_enabled() or not (torch.is_grad_enabled() or module.training):
-            return False
+        if is_loss(module) or torch.is_inference_mode_enabled() or not (torch.is_grad_enabled() or module.training):
+            self._ignored = 1
+            return None
         if id(module) not in self._roots.names.modules:
             self._roots.adopt(module)
-        inputs: Any = {k: v for k, v in keywords_of_call().items() if k != "labels"}
-        inputs = {**{str(i): a for i, a in enumerate(args)}, **inputs} if inputs else args
-        self._entered = [*self._entered[-31:], (len(self.seen), self._roots.names.modules.get(id(module), ""), inputs)]
-        if (size := batch_size(inputs)) is not None:
-            self._scopes.batch_size = self._scopes.moments.batch_size = size
+        inputs: Any = {key: value for key, value in keywords_of_call().items() if key != "labels"}
+        inputs = {**{str(i): value for i, value in enumerate(args)}, **inputs} if inputs else args
+        if self._sized != len(self.seen) and (size := batch_size(inputs)) is not None:
+            self._sized, self._scopes.batch_size, self._scopes.moments.batch_size = len(self.seen), size, size
         if len(self._scopes.calls) > _MOST_CALLS:
             self._scopes.calls.clear()
-        return True
+        self._depth = 1
+        changed = self._scopes.enter(module, args)
+        self._entered = [*self._entered[-31:], (self._scopes.calls[-1], inputs)]
+        return changed
 
     def _leaving(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._elsewhere():
@@ -130,15 +133,14 @@ class Window:
 
     def begin(self, loss: Tensor, scale: float | None, clock: int) -> Pending:
         """Hook the graph of ``loss``; the user's backward pass comes next."""
-        leaves = {key: leaf for key, leaf in read_graph(loss, set()).leaves.items() if leaf.requires_grad}
+        graph = read_graph(loss, set())
+        leaves = {key: leaf for key, leaf in graph.leaves.items() if leaf.requires_grad}
         data = {key: leaf for key, leaf in leaves.items() if self._is_data(leaf)}
-        for leaf in (leaf for key, leaf in leaves.items() if key not in data):
-            if id(leaf) not in self._roots.names.parameters and self._is_parameter(leaf):
-                self._roots.adopt_leaf(leaf)
+        parameters = {key: leaf for key, leaf in leaves.items() if key not in data}
+        self._adopt_loose(list(parameters.values()))
         probe = Probe(self._roots.names, self._scopes.batch_size, tuple(data.values()))
         probe.scopes = self._scopes
-        before = before_backward(probe, loss, self._inputs(), self._target)
-        parameters = {key: leaf for key, leaf in leaves.items() if key not in data}
+        before = before_backward(probe, loss, self._inputs([vertex.number for vertex in graph.vertices]), self._target)
         seen = Seen(clock, parameters, before, list(self._scopes.calls), self._batch_size(before), scale)
         if not math.isfinite(before.loss.value):
             seen.birth = find_birth(before.graph, self._scopes, self._roots.names)
@@ -156,21 +158,29 @@ class Window:
         self._target = self._scopes.output = None
         return seen
 
-    def abandon(self, pending: Pending) -> None:
-        """The user's backward pass raised."""
-        if pending.probe.graph is not None:
-            pending.probe.sites()
+    def _adopt_loose(self, parameters: list[Tensor]) -> None:
+        """Name the parameters that belong to no module, in the order of their optimizer."""
+        loose = [
+            (at, p)
+            for p in parameters
+            if id(p) not in self._roots.names.parameters and (at := self._position(p)) is not None
+        ]
+        for _, parameter in sorted(loose, key=lambda pair: pair[0]):
+            self._roots.adopt_leaf(parameter)
 
     def _is_data(self, leaf: Tensor) -> bool:
         """A leaf that asks for its gradient and is nobody's parameter: coordinates of a PINN, an adversarial input."""
         known = id(leaf) in self._roots.names.parameters or isinstance(leaf, nn.Parameter)
-        return not known and not self._is_parameter(leaf)
+        return not known and self._position(leaf) is None
 
-    def _inputs(self) -> Any:
-        """What the network was called with for this loss: the first call since the last one that was fed plain data."""
-        plain = [(at, inputs) for at, _, inputs in self._entered if not any(t.grad_fn for t in tensors_in(inputs))]
-        now = [inputs for at, inputs in plain if at == len(self.seen)]
-        return now[0] if now else plain[-1][1] if plain else ()
+    def _inputs(self, numbers: list[int]) -> Any:
+        """What the network was called with for this loss: the first call in its graph that was fed plain data."""
+        plain = [(call, inputs) for call, inputs in self._entered if not any(t.grad_fn for t in tensors_in(inputs))]
+        ordered = sorted(numbers)
+        mine = [
+            inputs for call, inputs in plain if bisect_left(ordered, call.end or 0) > bisect_left(ordered, call.start)
+        ]
+        return mine[0] if mine else plain[-1][1] if plain else ()
 
     def _batch_size(self, before: Before) -> int | None:
         if self._scopes.batch_size is not None:
