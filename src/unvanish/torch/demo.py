@@ -33,7 +33,8 @@ class Classifier(nn.Module):
     def __init__(self, depth: int = 30, width: int = 64) -> None:
         super().__init__()
         sizes = [64] + [width] * depth
-        self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in pairwise(sizes))
+        layers = [nn.Linear(n, m) for n, m in pairwise(sizes)]
+        self.layers = nn.ModuleList(layers)
         self.head = nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102 - shown as users write it
@@ -43,8 +44,9 @@ class Classifier(nn.Module):
 
 
 def operating_point(model: nn.Module) -> None:
-    """Critical orthogonal weights; biases take out the sigmoid's mean, 1/2."""
-    first, *others = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    """Critical orthogonal weights; biases take out the sigmoid's mean."""
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    first, *others = layers
     # Small numbers go into each sigmoid; what comes out is scaled back up.
     scale = 2 * (0.3 / len(others)) ** 0.25
     gain = scale / torch.sigmoid(scale * torch.randn(100_000)).std().item()
@@ -97,7 +99,7 @@ def _first_act(digits: Digits) -> Act:
     model = Classifier()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     loss, accuracy = _train(model, optimizer, digits)
-    _say(f"\nGuessing costs ln 10 = {math.log(10):.2f} and is right one time in ten: nothing is learnt. Why?\n")
+    _say(f"\nGuessing costs ln 10 = {math.log(10):.2f}, right one time in ten: nothing is learnt. Why?\n")
     _say(">>> print(unvanish.diagnose(model, F.cross_entropy, batches, optimizer))\n")
     return Act(loss, accuracy, _diagnose(model, optimizer, digits))
 
