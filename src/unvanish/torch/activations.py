@@ -16,11 +16,12 @@ from torch import Tensor
 from unvanish.torch.graph import Vertex
 
 SATURATING = {"tanh": 1.0, "sigmoid": 0.25, "hardtanh": 1.0, "hardsigmoid": 1 / 6, "relu6": 1.0, "softsign": 1.0}
+_RISING = {"tanh", "sigmoid", "relu", "relu6", "leaky_relu", "hardtanh", "hardsigmoid", "elu", "selu", "softplus"}
 _FLAT_SHARE = 0.05
 _ZERO = 1e-6  # a derivative below this passes nothing in float32 training
 _QUEUE_LENGTH = 64
 _REAL = frozenset({"float32", "float64", "float16", "bfloat16"})
-_QUEUE_BYTES = 1 << 19  # what waits is still in the cache when it is measured
+_QUEUE_BYTES = 1 << 18  # what waits is still in the cache when it is measured
 
 _Key = tuple[str, torch.Size, torch.dtype, torch.device, int]
 
@@ -80,7 +81,9 @@ class UnitQueue:
         return slope.detach() if isinstance(slope, Tensor) and slope.shape == ones.shape else None
 
     def _flush(self, op: str, axis: int, group: list[tuple[int, Tensor]]) -> None:
-        slopes = torch.stack([slope for _, slope in group]).abs_()
+        slopes = torch.stack([slope for _, slope in group])
+        if op not in _RISING:
+            slopes.abs_()
         rest = [dim for dim in range(1, slopes.ndim) if dim != axis + 1]
         # a derivative that is not a number is not a dead one
         alive = ~((slopes.amax(dim=rest) if rest else slopes) <= _ZERO)
@@ -88,7 +91,7 @@ class UnitQueue:
         if op in SATURATING:
             flat = slopes.lt_(_FLAT_SHARE * SATURATING[op]).reshape(len(group), -1)  # in place: 0 and 1 as floats
             shares = list(flat.mean(dim=1, dtype=torch.float32).tolist())
-        for (key, _), mask, share in zip(group, alive, shares, strict=True):
+        for (key, _), mask, share in zip(group, alive.unbind(0), shares, strict=True):
             self._done[key] = Units(mask, share)
         group.clear()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from unvanish.torch.graph import Graph
 from unvanish.torch.scopes import Call, Scopes
 from unvanish.types import Cut
@@ -14,7 +16,7 @@ def find_cuts(scopes: Scopes, graph: Graph | None) -> tuple[Cut, ...]:
     unless a later module inside the graph was fed with data that needs no gradient: then the path was cut there.
     """
     reached = set() if graph is None else set(graph.leaves)
-    leaves = [call for call in scopes.calls if call.end is not None and _trainable(call)]
+    leaves = [call for call in scopes.calls if call.end is not None and call.trainable]
     lost = [call for call in leaves if not any(id(p) in reached for p in _parameters(call))]
     if not lost:
         return ()
@@ -29,12 +31,8 @@ def find_cuts(scopes: Scopes, graph: Graph | None) -> tuple[Cut, ...]:
     return tuple(cuts)
 
 
-def _parameters(call: Call) -> list[object]:
-    return [p for p in call.module.parameters(recurse=False) if p.requires_grad]
-
-
-def _trainable(call: Call) -> bool:
-    return bool(_parameters(call))
+def _parameters(call: Call) -> list[Tensor]:
+    return [p for p in call.module._parameters.values() if p is not None and p.requires_grad]
 
 
 def _fed_without_gradient(call: Call) -> bool:

@@ -13,6 +13,7 @@ from unvanish.types import Moments
 _SMALL = 1 << 16  # bytes: below this the call costs more than the arithmetic, so equal shapes are measured together
 _QUEUE_BYTES = 1 << 19  # what waits is still in the cache when it is measured
 _QUEUE_LENGTH = 128
+_ALIKE = 0.99  # |mean over the batch| / rms above which a difference of squares would lose digits
 _EXACT = (torch.float32, torch.float64)  # dtypes measured as they are
 
 
@@ -48,20 +49,22 @@ class MomentQueue:
 
     def add(self, key: int, tensor: Tensor) -> None:
         """Measure ``tensor`` now if it is large, else a copy of it later (the next op may work in place)."""
-        kept = dense(tensor)
-        size = kept.numel() * kept.element_size()
-        if size == 0:
-            return
-        if size > _SMALL:
-            self._done[key] = _measure(kept.unsqueeze(0), self.batch_size)[0]
-            return
-        kind = (kept.dtype, kept.shape, kept.device)
+        kind = (tensor.dtype, tensor.shape, tensor.layout, tensor.device)
         group = self._groups.get(kind)
+        kept = dense(tensor)
         if group is None:
-            group = self._groups[kind] = _Group(kept)
+            size = kept.numel() * kept.element_size()
+            if size == 0:
+                return
+            if size > _SMALL:
+                self._done[key] = _measure(kept.unsqueeze(0), self.batch_size)[0]
+                return
+            group = _Group(kept)
+            if tensor.layout is torch.strided:  # others of this shape need not hold as many numbers
+                self._groups[kind] = group
         group.rows[len(group.keys)].copy_(kept)
         group.keys.append(key)
-        if len(group.keys) == len(group.rows):
+        if len(group.keys) == len(group.rows) or tensor.layout is not torch.strided:
             self._flush(group)
 
     def finish(self) -> dict[int, Moments]:
@@ -103,31 +106,40 @@ def _columns(stack: Tensor, batch_size: int | None, scratch: Tensor | None = Non
     """(rms, mean, batch_std or NaN) of each tensor in a stack."""
     length, count = len(stack), stack[0].numel()
     flat = stack.reshape(length, -1)
-    rms = torch.linalg.vector_norm(flat, dim=1) / math.sqrt(count)
     axis = batch_axis(tuple(stack.shape[1:]), batch_size)
+    rms = torch.linalg.vector_norm(flat, dim=1) / math.sqrt(count)
     if axis is None:
-        mean, std = flat.sum(dim=1) / count, torch.full_like(rms, math.nan)
-    else:
-        mean, std = _over_batch(stack, axis + 1, scratch)
-    columns: list[list[float]] = torch.stack([rms, mean, std], dim=1).tolist()
-    return columns
+        columns = torch.stack([rms, flat.sum(dim=1) / count, torch.full_like(rms, math.nan)], dim=1)
+        rows: list[list[float]] = columns.tolist()
+        return rows
+    share = stack.shape[axis + 1] / count
+    centre = (stack.sum(dim=axis + 1) / stack.shape[axis + 1]).reshape(length, -1)
+    offset = torch.linalg.vector_norm(centre, dim=1) * math.sqrt(share)
+    rows = torch.stack([rms, centre.sum(dim=1) * share, offset], dim=1).tolist()
+    alike = [i for i, row in enumerate(rows) if row[2] > _ALIKE * row[0]]
+    for row in rows:
+        row[2] = math.sqrt(max(0.0, row[0] ** 2 - row[2] ** 2))
+    if alike:
+        stds = _batch_std(stack if len(alike) == length else stack[alike], axis + 1, scratch).tolist()
+        for i, std in zip(alike, stds, strict=True):
+            rows[i][2] = std
+    return rows
 
 
-def _over_batch(stack: Tensor, axis: int, scratch: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean, and the root mean square over features of the (biased) standard deviation over the batch.
+def _batch_std(stack: Tensor, axis: int, scratch: Tensor | None) -> Tensor:
+    """Root mean square over features of the (biased) standard deviation over the batch, for nearly equal samples.
 
-    The first sample is subtracted first: the mean of nearly equal samples would round away what differs.  It is a
-    sample like the others, so that its distance from their mean is at most sqrt(n) deviations and the difference
-    of squares below loses no more than a factor n of the precision.
+    The first sample is subtracted first: the mean would round away what differs.  It is a sample like the others,
+    so that its distance from their mean is at most sqrt(n) deviations and the difference of squares below loses no
+    more than a factor n of the precision.
     """
-    length, share = len(stack), stack.shape[axis] / stack[0].numel()
-    first = stack.narrow(axis, 0, 1)
-    shifted = torch.sub(stack, first, out=scratch)
-    centre = shifted.sum(dim=axis, keepdim=True) / stack.shape[axis]
-    mean = (centre + first).reshape(length, -1).sum(dim=1) * share
-    squares = torch.linalg.vector_norm(shifted.reshape(length, -1), dim=1).square() / stack[0].numel()
-    offset = torch.linalg.vector_norm(centre.reshape(length, -1), dim=1).square() * share
-    return mean, (squares - offset).clamp_min(0).sqrt()
+    length, samples, count = len(stack), stack.shape[axis], stack[0].numel()
+    shifted = torch.sub(stack, stack.narrow(axis, 0, 1), out=None if scratch is None else scratch[:length])
+    centre = shifted.sum(dim=axis) / samples
+    squares = torch.linalg.vector_norm(shifted.reshape(length, -1), dim=1).square() / count
+    offset = torch.linalg.vector_norm(centre.reshape(length, -1), dim=1).square() * (samples / count)
+    deviation: Tensor = (squares - offset).clamp_min(0).sqrt()
+    return deviation
 
 
 def _slow(tensor: Tensor, batch_size: int | None) -> Moments:

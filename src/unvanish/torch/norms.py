@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 _QUEUE_LENGTH = 256
-_QUEUE_BYTES = 1 << 19  # what waits is still in the cache when it is measured
+_QUEUE_BYTES = 1 << 17  # what waits is still in the cache when it is measured
 _SAFE = (1e-15, 1e18)  # float32 norms between these are exact to rounding
 _SAFE_WIDE = (1e-140, 1e150)  # the same for float64
 
@@ -26,11 +26,18 @@ class Norms:
         self._bytes = 0
         self._waiting: list[tuple[int, Tensor]] = []
         self._values: dict[int, float] = {}
+        self._wide = False
 
     def slot(self) -> int:
         """Reserve a slot to be filled later with ``put``."""
         self._slots += 1
         return self._slots - 1
+
+    def add(self, tensor: Tensor) -> int:
+        """Queue a tensor; returns its slot."""
+        slot = self.slot()
+        self.put(slot, tensor)
+        return slot
 
     def put(self, slot: int, tensor: Tensor) -> None:
         """Queue a tensor for a reserved slot."""
@@ -64,7 +71,10 @@ class Norms:
             slots.append(slot)
             tensors.append(plain)
         for slots, tensors in groups.values():
-            self._values.update(zip(slots, norms(tensors), strict=True))
+            # float64 costs more, unless float32 has to be repeated: what was needed last is needed next
+            measured = norms(tensors, wide=self._wide)
+            self._wide = sum(not _SAFE[0] < value < _SAFE[1] for value in measured) > len(measured) // 2
+            self._values.update(zip(slots, measured, strict=True))
 
 
 def log(norm: float | None) -> float | None:
@@ -85,10 +95,12 @@ def dense(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
-def norms(tensors: list[Tensor]) -> list[float]:
-    """L2 norms of real tensors of one device and dtype, in float64 where float32 would leave its range."""
+def norms(tensors: list[Tensor], *, wide: bool = False) -> list[float]:
+    """L2 norms of real tensors of one device and dtype, in float64 where float32 leaves its range (or ``wide``)."""
     if tensors[0].dtype != torch.float64:
-        values = _foreach(tensors, torch.float32)
+        values = _foreach(tensors, torch.float64 if wide else torch.float32)
+        if wide:
+            return values
         again = [i for i, value in enumerate(values) if not _SAFE[0] < value < _SAFE[1]]
         if again:
             for i, value in zip(again, _foreach([tensors[i] for i in again], torch.float64), strict=True):

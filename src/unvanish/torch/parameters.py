@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,12 @@ from torch.optim import Optimizer
 
 from unvanish.torch.graph import Graph
 from unvanish.torch.naming import Names
-from unvanish.torch.norms import dense, norms
+from unvanish.torch.norms import Norms, dense, log, norms
+from unvanish.torch.rows import duplicate_rows, shares
 from unvanish.torch.scopes import Scopes
 from unvanish.types import Parameter
+
+__all__ = ["Updates", "duplicate_rows", "log_norm", "view_parameters", "with_updates"]
 
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 _NESTED = 4  # lists in lists in lists are looked through, no deeper
@@ -24,17 +27,18 @@ def view_parameters(
     named: Mapping[str, Tensor], graph: Graph | None, scopes: Scopes, names: Names, optimizer: Optimizer | None
 ) -> tuple[Parameter, ...]:
     """Describe all parameters after the backward pass; leaves of the graph without a name come last."""
-    reached = set() if graph is None else set(graph.leaves)
+    leaves = {} if graph is None else graph.leaves
     listed = None if optimizer is None else {id(p) for group in optimizer.param_groups for p in group["params"]}
-    used = _used(scopes)
-    views = [
-        _view(name, p, id(p) in reached, None if listed is None else id(p) in listed, used.get(id(p)))
-        for name, p in named.items()
-    ]
-    unknown = {key: leaf for key, leaf in (graph.leaves if graph else {}).items() if key not in names.parameters}
-    for key, path in _held(scopes, unknown).items():
-        view = _view(path, unknown[key], True, None if listed is None else key in listed, True)
-        views.append(replace(view, registered=False))
+    unknown = {key: leaf for key, leaf in leaves.items() if key not in names.parameters}
+    strays = {path: unknown[key] for key, path in _held(scopes, unknown).items()}
+    used = _used(scopes) | {id(p) for p in strays.values()}
+    numbers = _measure([*named.values(), *strays.values()])
+    views: list[Parameter] = []
+    for name, p in (*named.items(), *strays.items()):
+        known, numbered = id(p) in leaves, numbers[len(views)]
+        in_optimizer = None if listed is None else id(p) in listed
+        view = _view(name, p, numbered, reached=known, in_optimizer=in_optimizer, used=id(p) in used)
+        views.append(view if len(views) < len(named) else replace(view, registered=False))
     return tuple(views)
 
 
@@ -64,53 +68,68 @@ def _leaves(path: str, value: object, depth: int = 0) -> Iterator[tuple[int, str
             yield from _leaves(f"{path}[{key!r}]", part, depth + 1)
 
 
-def _used(scopes: Scopes) -> dict[int, bool]:
-    """id(parameter) -> did its own module run?"""
-    used: dict[int, bool] = {}
-    for call in scopes.calls:
-        for parameter in call.module.parameters(recurse=False):
-            used[id(parameter)] = True
-    return used
+def _used(scopes: Scopes) -> set[int]:
+    """id of the parameters whose own module ran."""
+    return {id(p) for call in scopes.calls for p in call.module._parameters.values() if p is not None}
 
 
-def _view(name: str, parameter: Tensor, reached: bool, listed: bool | None, used: bool | None) -> Parameter:
+class _Numbers(NamedTuple):
+    """What is measured of one parameter."""
+
+    log_grad: float | None
+    log_weight: float | None
+    duplicate_rows: float | None
+    duplicate_gradient_rows: float | None
+
+
+def _measure(parameters: list[Tensor]) -> list[_Numbers]:
+    """Norms and duplicate rows of all weights and gradients, those of equal shape together."""
+    queue = Norms()
+    weights, gradients = {}, {}
+    for index, parameter in enumerate(parameters):
+        weights[index] = queue.add(parameter)
+        if parameter.grad is not None:
+            gradients[index] = queue.add(parameter.grad)
+    rows = shares((i, p) for i, p in enumerate(parameters) if p.ndim > 1 and not p.is_meta)
+    alike = shares((i, p.grad) for i, p in enumerate(parameters) if rows.get(i) and p.grad is not None)
+    log_weights, log_gradients = queue.logs(weights), queue.logs(gradients)
+    return [_Numbers(log_gradients.get(i), log_weights[i], rows.get(i), alike.get(i)) for i in range(len(parameters))]
+
+
+def _view(
+    name: str, parameter: Tensor, numbers: _Numbers, *, reached: bool, in_optimizer: bool | None, used: bool
+) -> Parameter:
     gradient = parameter.grad
-    matrix = parameter.ndim >= 2 and not getattr(parameter, "is_meta", False)
-    rows = duplicate_rows(parameter) if matrix else None
     low = gradient is not None and parameter.dtype in _LOW_PRECISION and gradient.layout == torch.strided
     return Parameter(
         name=name,
         shape=tuple(parameter.shape),
         dtype=str(parameter.dtype).removeprefix("torch."),
         requires_grad=parameter.requires_grad,
-        in_optimizer=listed,
-        used=bool(used),
+        in_optimizer=in_optimizer,
+        used=used,
         reached=reached,
-        log_grad=None if gradient is None else log_norm(gradient),
-        log_weight=log_norm(parameter),
+        log_grad=numbers.log_grad,
+        log_weight=numbers.log_weight,
         zero_gradient=float((gradient == 0).float().mean()) if low and gradient is not None else None,
-        duplicate_rows=rows,
-        duplicate_gradient_rows=duplicate_rows(gradient) if rows and gradient is not None else None,
-        constant=matrix and parameter.numel() > 1 and bool((parameter == parameter.reshape(-1)[0]).all()),
+        duplicate_rows=numbers.duplicate_rows,
+        duplicate_gradient_rows=numbers.duplicate_gradient_rows,
+        constant=_constant(parameter) if numbers.duplicate_rows in (None, 1.0) else False,
     )
+
+
+def _constant(parameter: Tensor) -> bool:
+    """Is this a matrix whose elements are all the same?  Its rows are alike then, so few have to be asked."""
+    if parameter.ndim < 2 or parameter.numel() < 2 or parameter.is_meta:
+        return False
+    return bool((parameter == parameter.reshape(-1)[0]).all())
 
 
 def log_norm(tensor: Tensor) -> float:
     """ln of the L2 norm: -inf for exactly zero."""
-    value = norms([dense(tensor)])[0] if tensor.numel() else 0.0
-    return -math.inf if value == 0 else math.log(value) if value > 0 else math.nan
-
-
-def duplicate_rows(weight: Tensor) -> float | None:
-    """Share of output units whose weights equal another unit's, by one projection on a fixed irregular direction."""
-    if weight.layout != torch.strided or len(weight) < 2 or weight.numel() == len(weight):
-        return None
-    flat = dense(weight).reshape(len(weight), -1).to(torch.float64)
-    direction = torch.sin(torch.arange(1, flat.shape[1] + 1, dtype=torch.float64, device=flat.device) ** 1.5)
-    values = (flat * direction).sum(dim=1).sort().values
-    tolerance = 1e-12 * float(values.abs().max())
-    equal = values.diff() <= tolerance
-    return float((torch.nn.functional.pad(equal, (0, 1)) | torch.nn.functional.pad(equal, (1, 0))).float().mean())
+    found = log(norms([dense(tensor)])[0] if tensor.numel() else 0.0)
+    assert found is not None, "a norm has a logarithm"
+    return found
 
 
 @dataclass(slots=True)
