@@ -8,7 +8,8 @@ from typing import Any
 
 from unvanish.ranking import rank
 from unvanish.types import Diagnosis, Flow
-from unvanish.units import AbstractRule, rules as all_rules
+from unvanish.units import AbstractRule
+from unvanish.units import rules as all_rules
 
 
 def diagnose(
@@ -65,8 +66,8 @@ def diagnose(
             "diagnose was called without batches. It needs an iterable of (input, target) batches. "
             "Pass batches=[(x, y), ...] or your DataLoader."
         )
-    if steps < 0:
-        raise ValueError(f"steps is {steps}. It must be 0 or more. Leave it out for 30 steps.")
+    if not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"steps is {steps!r}. It must be a whole number, 0 or more. Leave it out for 30 steps.")
     flow = _observe(model, loss_fn, batches, optimizer, objective, steps)
     return judge(flow, rules)
 
@@ -87,6 +88,6 @@ def _observe(
             f"diagnose was given a {type(model).__module__}.{type(model).__name__} as model. "
             "It expects a torch.nn.Module. Pass the inner module if yours is wrapped."
         )
-    from unvanish.torch.session import flow_of  # noqa: PLC0415 - a framework is imported only once it is needed
+    from unvanish.torch.session import flow_of
 
     return flow_of(model, loss_fn, batches, optimizer, objective, steps)

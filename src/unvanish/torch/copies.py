@@ -43,6 +43,32 @@ def preserved_randomness() -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda_states)
 
 
+@contextmanager
+def preserved_generators(batches: Any) -> Iterator[None]:
+    """Put the random generators of a DataLoader and of its sampler back as they were."""
+    holders = (batches, getattr(batches, "sampler", None), getattr(batches, "batch_sampler", None))
+    found = {id(g): g for g in (getattr(holder, "generator", None) for holder in holders)}
+    states = [(g, g.get_state()) for g in found.values() if isinstance(g, torch.Generator)]
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
+
+
+@contextmanager
+def grads_aside(model: nn.Module) -> Iterator[None]:
+    """Take the gradients off the user's weights, and put them back: one that arrives meanwhile came from their use."""
+    kept = {parameter: parameter.grad for parameter in model.parameters()}
+    for parameter in kept:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in kept.items():
+            parameter.grad = gradient
+
+
 def working_copy(model: nn.Module, optimizer: Optimizer | None, loss: tuple[Any, ...]) -> Working:
     """Deep copies of model, optimizer and losses (modules, functions, callable objects) that refer to one another.
 

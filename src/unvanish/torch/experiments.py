@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from unvanish import reading
 from unvanish.torch.copies import working_copy
 from unvanish.torch.inputs import view_inputs
-from unvanish.torch.objective import Objective
+from unvanish.torch.objective import Objective, fresh
 from unvanish.torch.rehearse import take_step
 from unvanish.types import Experiment, Flow
 
@@ -28,6 +29,7 @@ _LOW_PRECISION = (torch.float16, torch.bfloat16)
 _PATIENCE = 3  # a loss that still falls gets up to four times the steps
 _STILL = 0.005  # fall per quarter, as a share of the first loss
 _NEAR = 2.0  # times the constant predictor's loss: above it, a loss may fall for ever and nothing be learnt
+_NOTHING = 0.02  # progress on changing batches below which a batch learnt by heart proves little
 _ENOUGH = 0.5  # this much progress on one batch settles that the network can learn
 
 
@@ -88,7 +90,7 @@ def _train(model: nn.Module, optimizer: Optimizer, objective: Objective, batch: 
     """The losses of a training without end; it stops where the loss leaves the numbers or requires no gradient."""
     while True:
         optimizer.zero_grad()
-        loss = objective.run(model, batch)
+        loss = objective.run(model, fresh(batch))
         value = float(loss.detach())
         yield value
         if not math.isfinite(value) or not loss.requires_grad:
@@ -120,7 +122,7 @@ def experiments(
     if reached < 0.9:
         scales = ("inputs-standardized", "targets-standardized")
         levers += [(lever, 1.0) for lever in scales if _movable(objective, batch, lever)]
-    if reached < _ENOUGH:
+    if reached < _ENOUGH or (reached < 0.9 and (reading.trains(flow) or 0.0) < _NOTHING):
         if any(p.dtype in _LOW_PRECISION for p in model.parameters()):
             levers.append(("float32", 1.0))
         levers += [("learning-rate", factor) for factor in _factors(flow)]

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from unvanish.torch.scopes import tensors_in
+
+
+@contextmanager
+def _users_code() -> Iterator[None]:
+    """An error of the user's own program stays what it is, and says where it comes from."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(
+            "This error comes from your program, run by unvanish on a copy of your model. "
+            "Expected: a forward pass and a loss that work on this batch as in your training loop. "
+            "Check that model, loss_fn and batches belong together and are on one device."
+        )
+        raise
 
 
 @dataclass(slots=True)
@@ -24,14 +41,21 @@ class Objective:
     def run(self, model: nn.Module, batch: Any) -> Tensor:
         """The scalar loss of one batch."""
         if self.objective is not None:
-            return scalar(self.objective(model, batch))
+            with _users_code():
+                value = self.objective(model, batch)
+            return scalar(value)
         if self.loss_fn is None:
-            return scalar(_own_loss(call(model, batch)))
+            with _users_code():
+                output = call(model, batch)
+            return scalar(_own_loss(output))
         inputs, target = split(batch)
-        output = call(model, inputs)
+        with _users_code():
+            output = call(model, inputs)
         self.output = main_tensor(output)
         self.target = next(tensors_in(target), None)
-        return scalar(self.loss_fn(output, target))
+        with _users_code():
+            value = self.loss_fn(output, target)
+        return scalar(value)
 
     def inputs(self, batch: Any) -> Any:
         """What goes into the network, as far as it can be told from the batch."""
@@ -40,6 +64,61 @@ class Objective:
     def forget(self) -> None:
         """Let go of tensors that hold a graph alive."""
         self.output = self.target = None
+
+
+def fresh(batch: Any) -> Any:
+    """A copy of a batch, because programs may change their input in place; as it is where it cannot be copied."""
+    try:
+        return copy.deepcopy(batch)
+    except Exception:  # anything may be in a batch
+        return batch
+
+
+def check_program(model: nn.Module, loss_fn: Any, objective: Any, optimizer: Any) -> None:
+    """Refuse what cannot be a program.
+
+    Raises:
+        ValueError: says what was given, what is expected, and what to pass.
+    """
+    for name, value in (("loss_fn", loss_fn), ("objective", objective)):
+        if value is not None and (not callable(value) or isinstance(value, type)):
+            raise ValueError(
+                f"{name} is {_shown(value)}, which cannot be called with a model's output. "
+                "It must be a function or a loss module. "
+                "Pass for example nn.CrossEntropyLoss() (with the brackets) or torch.nn.functional.cross_entropy."
+            )
+    if loss_fn is not None and objective is not None:
+        raise ValueError(
+            "Both loss_fn and objective were given. One of them says how a batch becomes a loss. "
+            "Pass loss_fn(output, target), or objective(model, batch) for anything else."
+        )
+    if any(p.is_meta for p in model.parameters()):
+        raise ValueError(
+            "The model has weights on the meta device, which hold no numbers. A diagnosis runs the model. "
+            "Call model.to_empty(device='cpu') and initialise it, or build it on a real device."
+        )
+    if optimizer is not None:
+        _check_optimizer(model, optimizer)
+
+
+def _check_optimizer(model: nn.Module, optimizer: Any) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise ValueError(
+            f"optimizer is {_shown(optimizer)}. It must be a torch.optim.Optimizer made with this model's parameters. "
+            "Pass the optimizer itself, not its class, a scheduler or a wrapper."
+        )
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if trained and not trained & held:
+        raise ValueError(
+            "The optimizer holds none of the model's trainable parameters: its steps would move another model. "
+            "Expected: an optimizer made from this model, after the model was copied, rebuilt or moved. "
+            "Write optimizer = torch.optim.Adam(model.parameters()) once the model is final."
+        )
+
+
+def _shown(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
 def split(batch: Any) -> tuple[Any, Any]:
@@ -54,7 +133,7 @@ def split(batch: Any) -> tuple[Any, Any]:
         return tuple(batch[:-1]), batch[-1]
     raise ValueError(
         f"A batch is a {type(batch).__name__}, so loss_fn cannot be given its target. "
-        "With loss_fn each batch must be a pair (input, target). "
+        "With loss_fn each batch must be a pair (input, target), and batches a list of such pairs: [(x, y), ...]. "
         "Pass objective=lambda model, batch: loss for anything else."
     )
 
@@ -96,6 +175,10 @@ def scalar(loss: Any) -> Tensor:
             f"The loss is a {type(loss).__name__}, not a tensor, so there is no graph to follow. "
             "loss_fn or objective must return a scalar torch.Tensor. "
             "Return the tensor itself: .item(), float() and .numpy() cut the graph."
+        )
+    if loss.is_complex():
+        raise ValueError(
+            f"The loss is complex ({loss.dtype}). backward() needs a real scalar. Return its .abs() or .real."
         )
     if loss.numel() != 1:
         raise ValueError(

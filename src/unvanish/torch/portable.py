@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import random
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -25,12 +26,19 @@ _CONTAINERS = (list, dict, set, tuple)
 
 def portable(value: Any, memo: _Memo) -> Any:
     """A copy of a callable, or of anything else, that refers to copies; stateless functions come back as they are."""
+    if id(value) in memo:
+        return memo[id(value)]
     if isinstance(value, types.FunctionType):
         return _function(value, memo)
+    if isinstance(value, types.MethodType):
+        return types.MethodType(portable(value.__func__, memo), portable(value.__self__, memo))
     if isinstance(value, functools.partial):
-        rebuilt = portable(value.func, memo)
-        keywords = {key: copy.deepcopy(part, memo) for key, part in value.keywords.items()}
-        return functools.partial(rebuilt, *(copy.deepcopy(part, memo) for part in value.args), **keywords)
+        keywords = {key: _moved(part, memo) for key, part in value.keywords.items()}
+        return functools.partial(portable(value.func, memo), *(_moved(part, memo) for part in value.args), **keywords)
+    if type(value) in _CONTAINERS:
+        return _container(value, memo)
+    if _holds_network(value):
+        return _holder(value, memo)
     return copy.deepcopy(value, memo)
 
 
@@ -56,9 +64,6 @@ def follow(original: nn.Module, memo: _Memo) -> None:
 
 
 def _function(function: types.FunctionType, memo: _Memo) -> types.FunctionType:
-    if id(function) in memo:
-        known: types.FunctionType = memo[id(function)]
-        return known
     if not _moves(function, set()):
         return function
     cells = tuple(types.CellType() for _ in function.__closure__ or ())
@@ -66,14 +71,40 @@ def _function(function: types.FunctionType, memo: _Memo) -> types.FunctionType:
     rebuilt = types.FunctionType(function.__code__, globals_, function.__name__, None, cells or None)
     rebuilt.__kwdefaults__ = function.__kwdefaults__
     rebuilt.__dict__.update(vars(function))
-    memo[id(function)] = rebuilt
-    memo.setdefault(id(memo), []).append(function)  # keep it alive as deepcopy does: ids are used again
+    _remember(function, rebuilt, memo)
     rebuilt.__defaults__ = tuple(_moved(value, memo) for value in function.__defaults__ or ()) or None
     for cell, old in zip(cells, function.__closure__ or (), strict=True):
         if _filled(old):
             cell.cell_contents = _moved(old.cell_contents, memo)
     globals_.update({name: _moved(value, memo) for name, value in _globals(function).items()})
     return rebuilt
+
+
+def _container(value: Any, memo: _Memo) -> Any:
+    copied: Any = type(value)()
+    if not isinstance(value, tuple):
+        _remember(value, copied, memo)
+    if isinstance(value, dict):
+        copied.update({_moved(key, memo): _moved(part, memo) for key, part in value.items()})
+    elif isinstance(value, list):
+        copied.extend(_moved(part, memo) for part in value)
+    else:
+        copied = type(value)(_moved(part, memo) for part in value)
+    return copied
+
+
+def _holder(value: Any, memo: _Memo) -> Any:
+    """A trainer or an agent: its networks and optimizers are copied, its data (a replay buffer) is shared."""
+    copied = copy.copy(value)
+    _remember(value, copied, memo)
+    for name, part in vars(value).items():
+        vars(copied)[name] = _moved(part, memo)
+    return copied
+
+
+def _remember(value: Any, copied: Any, memo: _Memo) -> None:
+    memo[id(value)] = copied
+    memo.setdefault(id(memo), []).append(value)  # kept alive, as deepcopy does: ids are used again
 
 
 def _moved(value: Any, memo: _Memo) -> Any:
@@ -87,19 +118,29 @@ def _moves(value: Any, seen: set[int]) -> bool:
             return False
         seen.add(id(value))
         return any(_moves(part, seen) for part in _referred(value))
-    if isinstance(value, nn.Module | Optimizer):
+    if isinstance(value, nn.Module | Optimizer | torch.Generator | random.Random):
         return True
     if isinstance(value, torch.Tensor):
         return value.requires_grad and value.is_leaf
     if isinstance(value, types.MethodType):
-        return isinstance(value.__self__, nn.Module | Optimizer)
+        return _moves(value.__self__, seen)
     if isinstance(value, functools.partial):
         return any(_moves(part, seen) for part in (value.func, *value.args, *value.keywords.values()))
     if type(value) in _CONTAINERS and len(value) <= _MOST_ITEMS:
         parts = list(value.values()) if isinstance(value, dict) else list(value)
         state = isinstance(value, list | dict | set) and all(isinstance(p, int | float | str | None) for p in parts)
         return state or any(_moves(part, seen) for part in parts)
-    return False
+    return _holds_network(value) or type(value).__module__.startswith("numpy.random")
+
+
+def _holds_network(value: Any) -> bool:
+    """Is it an object of the user's with networks or optimizers among its attributes, or in lists of them?"""
+    if isinstance(value, type | types.ModuleType | nn.Module | Optimizer | torch.Tensor):
+        return False
+    parts = list(getattr(value, "__dict__", {}).values())
+    parts += [inner for part in parts if type(part) in (list, tuple) for inner in part[:_MOST_ITEMS]]
+    parts += [inner for part in parts if type(part) is dict for inner in list(part.values())[:_MOST_ITEMS]]
+    return any(isinstance(part, nn.Module | Optimizer) for part in parts)
 
 
 def _referred(function: types.FunctionType) -> list[Any]:

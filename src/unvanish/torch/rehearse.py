@@ -16,7 +16,7 @@ from unvanish.torch.births import find_backward_birth, find_bad_source, find_for
 from unvanish.torch.copies import Working
 from unvanish.torch.naming import names_of
 from unvanish.torch.norms import dense, norms
-from unvanish.torch.objective import Objective
+from unvanish.torch.objective import Objective, fresh
 from unvanish.torch.observe import observe
 from unvanish.torch.parameters import Updates, with_updates
 from unvanish.torch.scopes import clean
@@ -34,12 +34,14 @@ class Rehearsal:
     nonfinite: NonFinite | None = None
 
 
-def rehearse(work: Working, optimizer: Optimizer, objective: Objective, batches: Sequence[Any], steps: int) -> Rehearsal:
+def rehearse(
+    work: Working, optimizer: Optimizer, objective: Objective, batches: Sequence[Any], steps: int
+) -> Rehearsal:
     """Train ``work.model`` (a copy) for ``steps`` optimizer steps, cycling over the batches."""
     rehearsal = Rehearsal()
     named = {clean(name): p for name, p in work.model.named_parameters()}
     for index in range(steps):
-        batch = batches[index % len(batches)]
+        batch = fresh(batches[index % len(batches)])
         looking = index in _LOOKS or index == steps - 1
         state = torch.get_rng_state()
         optimizer.zero_grad()
@@ -83,7 +85,7 @@ def take_step(model: nn.Module, optimizer: Optimizer, objective: Objective, batc
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = objective.run(model, batch)
+        loss = objective.run(model, fresh(batch))
         loss.backward()
         return loss
 
@@ -105,9 +107,7 @@ def update_ratios(parameters: tuple[Parameter, ...]) -> tuple[float | None, floa
     return (statistics.median(finite), max(finite)) if finite else (None, None)
 
 
-def find_birth(
-    model: nn.Module, optimizer: Optimizer, objective: Objective, batch: Any, step: int
-) -> NonFinite | None:
+def find_birth(model: nn.Module, optimizer: Optimizer, objective: Objective, batch: Any, step: int) -> NonFinite | None:
     """Where the NaN or Inf of this step was born: data, weights, forward op, or backward op."""
     source = find_bad_source(objective.inputs(batch), model.named_parameters(), step)
     if source is not None:

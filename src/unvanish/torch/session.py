@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from unvanish import reading
-from unvanish.torch.copies import Working, preserved_randomness, working_copy
+from unvanish.torch.copies import Working, grads_aside, preserved_generators, preserved_randomness, working_copy
 from unvanish.torch.experiments import experiments, format_experiments
-from unvanish.torch.objective import Objective
+from unvanish.torch.objective import Objective, check_program, fresh
 from unvanish.torch.observe import Observation, observe
 from unvanish.torch.probe import merge_units
 from unvanish.torch.rank import stable_rank
@@ -37,12 +38,17 @@ def flow_of(
     steps: int,
 ) -> Flow:
     """Probe two batches, rehearse, experiment; everything on copies, with all random streams put back."""
-    with preserved_randomness(), torch.enable_grad():
+    check_program(model, loss_fn, objective, optimizer)
+    with preserved_randomness(), grads_aside(model), torch.enable_grad():
         held = _take(batches, max(2, min(steps, _MOST_BATCHES)))
         goal = Objective(loss_fn, objective)
         given = optimizer is not None
+        if any(isinstance(p, UninitializedParameter) for p in model.parameters()):
+            model, optimizer, goal = _materialized(model, optimizer, goal, held[0])
         if optimizer is None:
-            optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad] or [torch.zeros(1)], lr=1e-3)
+            optimizer = torch.optim.Adam(
+                [p for p in model.parameters() if p.requires_grad] or [torch.zeros(1)], lr=1e-3
+            )
         first, sites = _probe(model, optimizer, goal, held)
         flow = Flow(
             sites=sites,
@@ -57,26 +63,45 @@ def flow_of(
         )
         if reading.plain_depth(flow) >= _DEEP:
             work, trained = _copy(model, optimizer, goal)
-            flow = replace(flow, stable_rank=stable_rank(work.model, trained, held[0]))
+            flow = replace(flow, stable_rank=stable_rank(work.model, trained, fresh(held[0])))
         if not first.loss.requires_grad:
             return flow
         return _train(flow, model, optimizer, goal, held, steps)
 
 
 def _take(batches: Iterable[Any], count: int) -> list[Any]:
+    if not isinstance(batches, Iterable):
+        raise ValueError(
+            f"batches is a {type(batches).__name__}, which does not give batch after batch. "
+            "It must be an iterable of (input, target) batches. "
+            "Pass [(x, y), ...], or DataLoader(dataset, batch_size=64)."
+        )
     if iter(batches) is batches:
         warnings.warn(
             f"batches is a one-shot iterator: up to {count} of its batches are used up by the diagnosis. "
             "Pass a list or a DataLoader to keep them.",
             stacklevel=5,
         )
-    held = list(itertools.islice(batches, count))
+    with preserved_generators(batches):
+        held = list(itertools.islice(batches, count))
     if not held:
         raise ValueError(
             "batches is empty. A diagnosis needs at least one batch of (input, target). "
             "Pass a list of batches or a DataLoader; a generator that was used before yields nothing."
         )
     return held
+
+
+def _materialized(
+    model: nn.Module, optimizer: Optimizer | None, goal: Objective, batch: Any
+) -> tuple[nn.Module, Optimizer | None, Objective]:
+    """Lazy layers get their shapes from a first batch: on a copy, which stands for the user's model from here on."""
+    work = working_copy(model, optimizer, (goal.loss_fn, goal.objective))
+    filled = Objective(*work.loss)
+    with torch.no_grad():
+        filled.run(work.model, fresh(batch))
+    filled.forget()
+    return work.model, work.optimizer, filled
 
 
 def _copy(model: nn.Module, optimizer: Optimizer, goal: Objective) -> tuple[Working, Objective]:
@@ -89,37 +114,31 @@ def _probe(
 ) -> tuple[Observation, tuple[Site, ...]]:
     """Step 0 on two batches: a unit counts as dead only if it is dead in both."""
     work, trained = _copy(model, optimizer, goal)
-    first = observe(work.model, work.optimizer, trained, held[0])
-    _refuse_foreign_graph(first, work.model, model)
+    first = observe(work.model, work.optimizer, trained, fresh(held[0]))
+    _refuse_foreign_graph(model)
     if len(held) < 2 or not first.loss.requires_grad:
         return first, first.sites
     for parameter in work.model.parameters():
         parameter.grad = None
-    second = observe(work.model, work.optimizer, trained, held[1])
+    second = observe(work.model, work.optimizer, trained, fresh(held[1]))
     return first, merge_units(first.sites, first.units, second.units)
 
 
-def _refuse_foreign_graph(seen: Observation, copied: nn.Module, model: nn.Module) -> None:
+def _refuse_foreign_graph(model: nn.Module) -> None:
     """A loss that reaches the user's own weights instead of the copy's would train, and measure, the wrong model."""
-    own = [p for p in copied.parameters() if p.requires_grad]
-    foreign = [p for p in seen.parameters if not p.registered]
-    shapes = {tuple(p.shape) for p in model.parameters()}
-    if own and foreign and not any(p.reached for p in seen.parameters if p.registered):
-        if all(p.shape in shapes for p in foreign):
-            raise ValueError(
-                "The loss depends on the original model's weights and on none of the copy's. "
-                "Diagnosis runs on a copy, so loss_fn and objective must use the model they are given. "
-                "Write objective=lambda model, batch: ... with that `model`, not one from an outer scope."
-            )
+    if any(parameter.grad is not None for parameter in model.parameters()):
+        raise ValueError(
+            "The loss depends on the original model's weights, not on the copy's. "
+            "Diagnosis runs on a copy, so loss_fn and objective must use the model they are given. "
+            "Write objective=lambda model, batch: ... with that `model`, not one from an outer scope."
+        )
 
 
-def _train(
-    flow: Flow, model: nn.Module, optimizer: Optimizer, goal: Objective, held: list[Any], steps: int
-) -> Flow:
+def _train(flow: Flow, model: nn.Module, optimizer: Optimizer, goal: Objective, held: list[Any], steps: int) -> Flow:
     if not math.isfinite(flow.loss.value) or _gradient_broken(flow):
         work, trained = _copy(model, optimizer, goal)
         assert work.optimizer is not None, "copied with the model"
-        flow = replace(flow, nonfinite=find_birth(work.model, work.optimizer, trained, held[0], 0))
+        flow = replace(flow, nonfinite=find_birth(work.model, work.optimizer, trained, fresh(held[0]), 0))
         return replace(flow, experiments=format_experiments(model, optimizer, goal, held[0], flow, max(steps, 40)))
     if steps == 0:
         return flow
@@ -128,7 +147,9 @@ def _train(
     rehearsal = rehearse(work, work.optimizer, trained, held, steps)
     updated = {p.name: p for snapshot in rehearsal.snapshots[:1] for p in snapshot.parameters}
     parameters = tuple(
-        replace(p, log_update=updated[p.name].log_update, unchanged=updated[p.name].unchanged) if p.name in updated else p
+        replace(p, log_update=updated[p.name].log_update, unchanged=updated[p.name].unchanged)
+        if p.name in updated
+        else p
         for p in flow.parameters
     )
     flow = replace(
