@@ -10,6 +10,11 @@ from unvanish.types import Evidence, Experiment, Flow, Parameter, Site, Step, Ti
 
 LEARNS = 0.4  # share of the constant predictor's loss that must be gone for "it learns"
 FALL = math.log(30)  # nats; smaller differences between first and last layer are met in every healthy net
+UNDEFINED = frozenset(
+    "log log2 log10 log1p logit xlogy sqrt rsqrt reciprocal norm linalg_vector_norm div exp pow softmax log_softmax acos "
+    "asin atanh acosh tan lgamma".split()
+)  # ops that are undefined or infinite somewhere inside the range of floats
+_FAR = 1.5  # times the constant predictor's loss: more than the noise between batches
 RECTIFIERS = ("relu", "relu6", "threshold", "clamp_min", "hardswish", "hardshrink", "softshrink")
 
 
@@ -51,6 +56,24 @@ def best_lever(flow: Flow, lever: str, *, above: float = 0.0, below: float = mat
         if e.lever == lever and above < e.factor < below and (e.progress or 0.0) >= base + 0.2
     ]
     return max(helped, key=lambda e: e.progress or 0.0) if helped else None
+
+
+def relieves(flow: Flow, lever: str) -> bool:
+    """Does moving this lever bring a loss far above the constant predictor's down to less than half of where it stays?
+
+    A loss that only comes back to the constant predictor's has removed nothing of it, yet the lever was right.
+    """
+    base = [_level(e) for e in flow.experiments if e.lever == "none"]
+    moved = [_level(e) for e in flow.experiments if e.lever == lever]
+    return bool(base and moved) and base[0] > _FAR and min(moved) < 0.5 * base[0]
+
+
+def _level(experiment: Experiment) -> float:
+    """Where an experiment ended, in units of the constant predictor's loss; inf where it left the numbers."""
+    tail = experiment.losses[-max(1, len(experiment.losses) // 5) :]
+    if not tail or not all(map(math.isfinite, tail)):
+        return math.inf
+    return statistics.median(tail) / experiment.floor if experiment.floor else statistics.median(tail)
 
 
 def body(flow: Flow) -> tuple[Site, ...]:
@@ -194,9 +217,16 @@ def with_feeders(flow: Flow, sites: Iterable[Site]) -> tuple[str, ...]:
 
 
 def overflowed(flow: Flow) -> bool:
-    """A NaN or Inf was born in a plain product: the end of a growth, not a bug in one op."""
+    """A NaN or Inf was born where plain arithmetic left its range: the end of a growth, not a bug in one op.
+
+    Ops that are undefined somewhere (log, sqrt, a divisor of 0) are bugs of their own, unless the loss had grown before.
+    """
     born = flow.nonfinite
-    return born is not None and born.op in ("mm", "addmm", "bmm", "mul", "convolution", "linear", "add", "sum", "pow")
+    if born is None or born.direction in ("input", "parameter"):
+        return False
+    finite = [step.loss for step in flow.steps if math.isfinite(step.loss)]
+    grown = len(finite) > 1 and max(finite[1:]) > 10 * max(abs(finite[0]), 1e-12)
+    return grown or born.op not in UNDEFINED
 
 
 def update_ratio(flow: Flow) -> float | None:

@@ -70,12 +70,12 @@ class Disconnected(AbstractRule):
             first.op, "as .data, .numpy(), torch.tensor() or an integer makes it"
         )
         return self._finding(
-            tuple(dict.fromkeys(name for cut in cuts for name in (cut.where, *cut.behind))),
+            tuple(dict.fromkeys(name or "model" for cut in cuts for name in (cut.where, *cut.behind))),
             0.97,
             f"The graph ends after {first.where}: {first.detail}, {how}. The weights of {', '.join(first.behind)} "
             "get no gradient at all although they are meant to train. Expected: a path of tensor ops from the loss to "
             "every trained weight. Remove the cut, or freeze those weights on purpose (requires_grad_(False)).",
-            f"remove the cut after {first.where}",
+            f"remove the cut after {first.where or 'model'}",
         )
 
     @staticmethod

@@ -28,6 +28,7 @@ class Initialization(AbstractRule):
 
     per_layer: float = 0.1
     local: float = 1.5
+    deep: int = 6
     fall: float = reading.FALL
     cause: ClassVar[Cause] = "initialization"
     title: ClassVar[str] = "weights below critical for their activation"
@@ -55,7 +56,8 @@ class Initialization(AbstractRule):
             return self._finding(flow, {alone: losses[alone]}, 0.9)
         low = {label: value for label, value in losses.items() if value > self.per_layer}
         mean = by_weights / len(losses)
-        return self._finding(flow, low, 0.93) if low and mean >= self.per_layer else None
+        sure = 0.93 if len(losses) >= self.deep else 0.75  # few layers rarely fail by their weights alone
+        return self._finding(flow, low, sure) if low and mean >= self.per_layer else None
 
     def _finding(self, flow: Flow, low: dict[str, float], confidence: float) -> Finding:
         mean = sum(low.values()) / len(low)

@@ -31,6 +31,10 @@ class InputScale(AbstractRule):
     spread: float = 50.0
     offset: float = 5.0
     target_rms: float = 20.0
+    gross: float = 100.0
+    gross_target: float = 1000.0
+    far: float = 10.0
+    trained: float = 0.1
     enough: float = 0.9
     cause: ClassVar[Cause] = "input-scale"
     title: ClassVar[str] = "raw inputs or raw targets"
@@ -51,14 +55,15 @@ class InputScale(AbstractRule):
         if not odd or (reading.progress(flow) or 0.0) >= self.enough:
             return None
         view, helped = odd[0], reading.best_lever(flow, "inputs-standardized")
-        stressed = any((s.saturated or 0) > 0.8 or (s.dead or 0) > 0.8 for s in reading.activations(flow)[:1])
-        if helped is None and (reading.learns(flow) or not stressed):
+        relieved = reading.relieves(flow, "inputs-standardized")
+        fine = reading.learns(flow) and not self._slow(flow)
+        if helped is None and not relieved and (fine or not self._stressed(flow)):
             return None
         assert view.moments is not None, "only measured inputs are odd"
         return Finding(
             cause=self.cause,
             where=("input",),
-            confidence=0.95 if helped else 0.7,
+            confidence=0.95 if helped else 0.93 if relieved else 0.9 if self._gross(view) else 0.7,
             severity="high",
             evidence=(
                 Evidence(f"{view.name} rms", view.moments.rms, "", "about 1"),
@@ -77,6 +82,22 @@ class InputScale(AbstractRule):
             source=self.source,
         )  # fmt: skip
 
+    def _stressed(self, flow: Flow) -> bool:
+        """Units driven to their flat parts, or a loss far above what guessing reaches."""
+        flat = any((s.saturated or 0) > 0.8 or (s.dead or 0) > 0.8 for s in reading.activations(flow))
+        floor = flow.loss.floor
+        return flat or (floor is not None and not flow.loss.value < self.far * floor)
+
+    def _slow(self, flow: Flow) -> bool:
+        """In training, on changing batches, next to nothing of the constant predictor's loss is removed."""
+        trained = reading.trains(flow)
+        return trained is not None and trained < self.trained
+
+    def _gross(self, view: InputView) -> bool:
+        """A scale that no usual initialisation is meant for, whatever the experiments say."""
+        rms = view.moments.rms if view.moments is not None else 1.0
+        return max(rms, view.largest_feature_rms or 0.0) > self.gross
+
     def _odd(self, view: InputView) -> bool:
         if view.moments is None or view.normalized_first or view.moments.nonfinite:
             return False
@@ -92,12 +113,13 @@ class InputScale(AbstractRule):
         if (reading.progress(flow) or 0.0) >= self.enough:
             return None
         helped = reading.best_lever(flow, "targets-standardized")
-        if helped is None and reading.learns(flow):
+        relieved, gross = reading.relieves(flow, "targets-standardized"), target.rms > self.gross_target
+        if helped is None and not relieved and reading.learns(flow) and not (gross and self._slow(flow)):
             return None
         return Finding(
             cause=self.cause,
             where=("loss", "target"),
-            confidence=0.94 if helped else 0.65,
+            confidence=0.94 if helped else 0.92 if relieved else 0.88 if gross else 0.65,
             severity="high",
             evidence=(
                 Evidence("target rms", target.rms, "", "about 1"),

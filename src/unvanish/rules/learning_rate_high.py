@@ -23,6 +23,7 @@ class LearningRateHigh(AbstractRule):
     """
 
     update: float = 0.3
+    idle: float = 0.02
     cause: ClassVar[Cause] = "learning-rate-high"
     title: ClassVar[str] = "steps so large that they destroy what was learnt"
     source: ClassVar[str] = "LeCun et al. 1998, Efficient BackProp, section 4.7; Goodfellow et al. 2016, section 11.4.1"
@@ -33,12 +34,15 @@ class LearningRateHigh(AbstractRule):
     )
 
     def check(self, flow: Flow) -> Finding | None:
-        if reading.learns(flow):
+        idle = (reading.trains(flow) or 0.0) < self.idle  # one batch was learnt by heart, the training goes nowhere
+        if reading.learns(flow) and not idle:
             return None
         helped = reading.best_lever(flow, "learning-rate", below=1.0)
         largest = max((s.largest_update_ratio or 0.0 for s in flow.steps[:12]), default=0.0)
         wild = largest > self.update and (reading.grew(flow.steps) or flow.nonfinite is not None)
         if helped is None and (flow.experiments or not wild):
+            return None
+        if reading.learns(flow) and largest < self.update:
             return None
         given = flow.optimizer is None or flow.optimizer.given
         return self._finding(flow, largest, None if helped is None else helped.factor) if given else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from unvanish import reading
 from unvanish.rules import _flows
 from unvanish.types import Cause, Evidence, Finding, Flow, NonFinite
 from unvanish.units import AbstractRule
@@ -20,7 +21,6 @@ _HINTS = {
     "softmax": "leave one entry in each masked row (a row is -inf everywhere), or zero such rows afterwards",
     "acos": "clamp inside (-1, 1): the slope is infinite at the ends",
 }
-_OVERFLOWS = ("mm", "addmm", "bmm", "mul", "convolution", "linear", "add", "sum", "mean")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class NonFiniteRule(AbstractRule):
         born = flow.nonfinite
         if born is None:
             return None
-        overflow = born.op in _OVERFLOWS and born.direction != "input"
+        overflow = reading.overflowed(flow)
         hint = _HINTS.get(
             born.op.removeprefix("_"), "look at what goes into it (torch.autograd.detect_anomaly names the line)"
         )
