@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from unvanish.torch.graph import Graph
@@ -25,7 +27,7 @@ def find_cuts(scopes: Scopes, graph: Graph | None) -> tuple[Cut, ...]:
     cuts = []
     for after in leaves:
         before = [call for call in lost if call.start <= after.start and call is not after]
-        if before and after not in lost and _fed_without_gradient(after):
+        if before and after not in lost and _fed_without_gradient(after) and not _shared_input(before, after):
             cuts.append(_cut(before, after))
             lost = [call for call in lost if call not in before]
     return tuple(cuts)
@@ -37,6 +39,26 @@ def _parameters(call: Call) -> list[Tensor]:
 
 def _fed_without_gradient(call: Call) -> bool:
     return bool(call.inputs) and not any(tensor.requires_grad for tensor in call.inputs)
+
+
+def _shared_input(before: list[Call], after: Call) -> bool:
+    """Is ``after`` fed with what the lost modules were fed with, not with what they made of it?"""
+    given = {tensor.storage for call in before for tensor in call.inputs}
+    return all(tensor.storage in given for tensor in after.inputs if tensor.storage)
+
+
+def confirmed(cuts: tuple[Cut, ...], loss_with: Callable[[tuple[str, ...]], float]) -> tuple[Cut, ...]:
+    """The cuts before weights on which the loss does depend: moved at random, they change its value.
+
+    Args:
+        cuts: what looks cut off: modules that ran and left no trace in the graph.
+        loss_with: the loss of a fresh copy in which the own weights of these modules were moved, with the same noise.
+    """
+    suspects = [cut for cut in cuts if cut.where != "loss"]
+    if not suspects:
+        return cuts
+    plain = loss_with(())
+    return tuple(cut for cut in cuts if cut not in suspects or loss_with(cut.behind) != plain)
 
 
 def _at_loss(lost: list[Call]) -> Cut:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.optim import Optimizer
 
 from unvanish.torch.scopes import tensors_in
@@ -67,9 +68,13 @@ class Objective:
 
 
 def fresh(batch: Any) -> Any:
-    """A copy of a batch, because programs may change their input in place; as it is where it cannot be copied."""
+    """A copy of a batch, cut from any graph, because programs may change their input in place.
+
+    What cannot be copied comes back as it is.
+    """
+    bound = (tensor for tensor in tensors_in(batch) if tensor.grad_fn is not None)
     try:
-        return copy.deepcopy(batch)
+        return copy.deepcopy(batch, {id(tensor): tensor.detach().clone() for tensor in bound})
     except Exception:  # anything may be in a batch
         return batch
 
@@ -91,6 +96,11 @@ def check_program(model: nn.Module, loss_fn: Any, objective: Any, optimizer: Any
         raise ValueError(
             "Both loss_fn and objective were given. One of them says how a batch becomes a loss. "
             "Pass loss_fn(output, target), or objective(model, batch) for anything else."
+        )
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise ValueError(
+            "The model is compiled to TorchScript, whose copies still use the original's weights. "
+            "A diagnosis needs a model that can be copied. Pass the nn.Module it was made from."
         )
     if any(p.is_meta for p in model.parameters()):
         raise ValueError(
@@ -142,7 +152,8 @@ def call(model: nn.Module, inputs: Any) -> Any:
     """``model(x)``, ``model(*xs)`` or ``model(**xs)``, by the form of the inputs."""
     if isinstance(inputs, dict) or type(inputs).__name__ == "BatchEncoding":
         return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+    several = isinstance(inputs, tuple | list) and not isinstance(inputs, PackedSequence)
+    return model(*inputs) if several else model(inputs)
 
 
 def main_tensor(output: Any) -> Tensor | None:

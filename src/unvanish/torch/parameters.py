@@ -87,13 +87,18 @@ def _measure(parameters: list[Tensor]) -> list[_Numbers]:
     queue = Norms()
     weights, gradients = {}, {}
     for index, parameter in enumerate(parameters):
-        weights[index] = queue.add(parameter)
+        weights[index] = queue.add(parameter if _measurable(parameter) else parameter.float())
         if parameter.grad is not None:
             gradients[index] = queue.add(parameter.grad)
-    rows = shares((i, p) for i, p in enumerate(parameters) if p.ndim > 1 and not p.is_meta)
+    rows = shares((i, p) for i, p in enumerate(parameters) if p.ndim > 1 and not p.is_meta and _measurable(p))
     alike = shares((i, p.grad) for i, p in enumerate(parameters) if rows.get(i) and p.grad is not None)
     log_weights, log_gradients = queue.logs(weights), queue.logs(gradients)
     return [_Numbers(log_gradients.get(i), log_weights[i], rows.get(i), alike.get(i)) for i in range(len(parameters))]
+
+
+def _measurable(parameter: Tensor) -> bool:
+    """Quantised weights are whole numbers."""
+    return parameter.is_floating_point() or parameter.is_complex()
 
 
 def _view(

@@ -16,12 +16,14 @@ from torch.optim import Optimizer
 
 from unvanish import reading
 from unvanish.torch.copies import Working, grads_aside, preserved_generators, preserved_randomness, working_copy
+from unvanish.torch.cuts import confirmed
 from unvanish.torch.experiments import experiments, format_experiments
 from unvanish.torch.objective import Objective, check_program, fresh
 from unvanish.torch.observe import Observation, observe
 from unvanish.torch.probe import merge_units
 from unvanish.torch.rank import stable_rank
 from unvanish.torch.rehearse import find_birth, rehearse
+from unvanish.torch.scopes import clean
 from unvanish.types import Flow, OptimizerView, Site
 
 _MOST_BATCHES = 16
@@ -39,7 +41,7 @@ def flow_of(
 ) -> Flow:
     """Probe two batches, rehearse, experiment; everything on copies, with all random streams put back."""
     check_program(model, loss_fn, objective, optimizer)
-    with preserved_randomness(), grads_aside(model), torch.enable_grad():
+    with preserved_randomness(), grads_aside(model), torch.inference_mode(False), torch.enable_grad():
         held = _take(batches, max(2, min(steps, _MOST_BATCHES)))
         goal = Objective(loss_fn, objective)
         given = optimizer is not None
@@ -57,7 +59,7 @@ def flow_of(
             times=first.times,
             inputs=first.inputs,
             optimizer=view_optimizer(optimizer, given),
-            cuts=first.cuts,
+            cuts=confirmed(first.cuts, lambda names: _loss_with(names, model, optimizer, goal, held[0])),
             batch_size=first.batch_size,
             unobserved=unobserved(sites),
         )
@@ -122,6 +124,18 @@ def _probe(
         parameter.grad = None
     second = observe(work.model, work.optimizer, trained, fresh(held[1]))
     return first, merge_units(first.sites, first.units, second.units)
+
+
+def _loss_with(names: tuple[str, ...], model: nn.Module, optimizer: Optimizer, goal: Objective, batch: Any) -> float:
+    """The loss of a fresh copy whose modules of these names have other weights, from the same random state."""
+    work, trained = _copy(model, optimizer, goal)
+    source = torch.Generator().manual_seed(0)
+    with preserved_randomness(), torch.no_grad():
+        for name, module in work.model.named_modules():
+            for parameter in module.parameters(recurse=False) if clean(name) in names else ():
+                noise = torch.randn(parameter.shape, generator=source).to(parameter)
+                parameter.add_(noise * (1 + parameter.abs().max()))
+        return float(trained.run(work.model, fresh(batch)))
 
 
 def _refuse_foreign_graph(model: nn.Module) -> None:
