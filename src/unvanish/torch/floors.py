@@ -43,10 +43,10 @@ class Reading:
         index = -100 if self.option("ignore_index") is None else int(self.option("ignore_index"))
         return index - (1 << 64) if index >= 1 << 63 else index
 
+_ONE_CLASS = 1e-6  # nats; less is the rounding of a batch with a single class
 
-def constant_loss(
-    kind: str, target: Tensor, ignore_index: int = -100, weight: Tensor | None = None
-) -> float | None:
+
+def constant_loss(kind: str, target: Tensor, ignore_index: int = -100, weight: Tensor | None = None) -> float | None:
     r"""Mean loss of the best prediction that does not look at the input.
 
     .. math:: H(p) \text{ (cross-entropy)},\quad \mathrm{Var}(y) \text{ (MSE)},\quad E|y - \mathrm{med}(y)| \text{ (L1)}
@@ -69,7 +69,7 @@ def constant_loss(
         return None
     if kind in ("bce", "bce_with_logits"):
         p = rows.mean(dim=0).clamp(1e-12, 1 - 1e-12)
-        return _positive(float(-(p * p.log() + (1 - p) * (1 - p).log()).mean()))
+        return _positive(float(-(p * p.log() + (1 - p) * (1 - p).log()).mean()), _ONE_CLASS)
     if kind == "mse":
         return _positive(float(rows.var(dim=0, unbiased=False).mean()))
     if kind == "l1":
@@ -81,11 +81,11 @@ def _class_entropy(kept: Tensor, weight: Tensor | None) -> float | None:
     classes, counts = torch.unique(kept, return_counts=True)
     share = counts.double() if weight is None else counts * weight.detach().double()[classes]
     share = share[share > 0] / share.sum()
-    return _positive(float(-(share * share.log()).sum()))
+    return _positive(float(-(share * share.log()).sum()), _ONE_CLASS)
 
 
-def _positive(value: float) -> float | None:
-    return value if value > 1e-12 else None
+def _positive(value: float, least: float = 0.0) -> float | None:
+    return value if value > least else None
 
 
 def floor_of(reading: Reading, value: float, root: Vertex, target: Tensor) -> float | None:
