@@ -39,10 +39,14 @@ class Case:
     pairs: int
 
 
-def mlp(depth: int, width: int = 64) -> nn.Module:
+def mlp(depth: int, width: int = 64, *, critical: bool = False) -> nn.Module:
+    """As users write it: its gradient vanishes. ``critical``: orthogonal weights, its gradient arrives."""
     layers: list[nn.Module] = []
     for _ in range(depth):
         layers += [nn.Linear(width, width), nn.Tanh()]
+        if critical:
+            nn.init.orthogonal_(layers[-2].weight)
+            nn.init.zeros_(layers[-2].bias)
     return nn.Sequential(*layers, nn.Linear(width, 10))
 
 
@@ -89,9 +93,10 @@ def case(name: str) -> Case:
     if name == "cnn":
         images = torch.randn(32, 3, 32, 32)
         return Case("CNN, 6 x conv-BN-ReLU, 32 x 3 x 32 x 32", cnn(), (images, torch.randint(10, (32,))), 15)
-    depth = int(name)
+    depth, critical = int(name.removesuffix("c")), name.endswith("c")
     batch = torch.randn(64, 64), torch.randint(10, (64,))
-    return Case(f"tanh MLP, width 64, batch 64, depth {depth:,}", mlp(depth), batch, max(5, min(200, 6000 // depth)))
+    title = f"tanh MLP, width 64, batch 64, depth {depth:,}{', orthogonal weights' if critical else ''}"
+    return Case(title, mlp(depth, critical=critical), batch, max(5, min(200, 6000 // depth)))
 
 
 def plain(c: Case) -> None:
@@ -179,7 +184,9 @@ def main() -> None:
     if args.memory:
         memory_child(*args.memory)
         return
-    names = args.cases or (["10", "1000"] if args.quick else ["10", "100", "1000", "10000", "gpt", "cnn"])
+    names = args.cases or (
+        ["10", "1000"] if args.quick else ["10", "100", "1000", "10000", "100c", "1000c", "gpt", "cnn"]
+    )
     print(f"torch {torch.__version__}, Python {platform.python_version()}, one thread, {args.repeats} repeats")
     print(
         "| net | plain pass (CPU) | probe, CPU | probe, wall | observe, CPU | observe, wall | noise | memory, probe |"

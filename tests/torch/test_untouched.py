@@ -45,7 +45,7 @@ def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, An
             "attributes": {name: sorted(vars(m)) for name, m in model.named_modules()},
             "optimizer": optimizer.state_dict(),
             "torch": torch.get_rng_state(),
-            "numpy": np.random.get_state(),  # noqa: NPY002
+            "numpy": np.random.get_state(),
             "python": random.getstate(),
             "global hooks": [len(nn_module._global_forward_hooks), len(nn_module._global_forward_pre_hooks)],
             "grad mode": torch.is_grad_enabled(),

@@ -32,11 +32,12 @@ class Units:
 
     alive: Tensor
     saturated: float | None
+    dead: float
 
-    @property
-    def dead(self) -> float:
-        """Share of units that were not."""
-        return 1 - int(self.alive.count_nonzero()) / max(1, self.alive.numel())
+
+def units(alive: Tensor, saturated: float | None) -> Units:
+    """Units by their mask; ``dead`` = share of units that were not alive."""
+    return Units(alive, saturated, 1 - int(alive.count_nonzero()) / max(1, alive.numel()))
 
 
 class UnitQueue:
@@ -91,8 +92,10 @@ class UnitQueue:
         if op in SATURATING:
             flat = slopes.lt_(_FLAT_SHARE * SATURATING[op]).reshape(len(group), -1)  # in place: 0 and 1 as floats
             shares = list(flat.mean(dim=1, dtype=torch.float32).tolist())
-        for (key, _), mask, share in zip(group, alive.unbind(0), shares, strict=True):
-            self._done[key] = Units(mask, share)
+        count = alive[0].numel()
+        living = alive.reshape(len(group), -1).count_nonzero(dim=1).tolist()
+        for (key, _), mask, share, lived in zip(group, alive.unbind(0), shares, living, strict=True):
+            self._done[key] = Units(mask, share, 1 - lived / count)
         group.clear()
 
 

@@ -29,12 +29,11 @@ def batch_axis(shape: tuple[int, ...], batch_size: int | None) -> int | None:
 class _Group:
     """Room for tensors of one shape and dtype, reused: fresh memory would cost more than the arithmetic."""
 
-    __slots__ = ("buffer", "keys", "rows", "scratch")
+    __slots__ = ("buffer", "keys", "rows")
 
     def __init__(self, like: Tensor) -> None:
         length = max(1, min(_QUEUE_LENGTH, _QUEUE_BYTES // (like.numel() * like.element_size())))
         self.buffer = torch.empty((length, *like.shape), dtype=like.dtype, device=like.device)
-        self.scratch = torch.empty_like(self.buffer) if like.dtype in _EXACT else None
         self.rows = self.buffer.unbind(0)
         self.keys: list[int] = []
 
@@ -77,8 +76,7 @@ class MomentQueue:
 
     def _flush(self, group: _Group) -> None:
         length = len(group.keys)
-        scratch = None if group.scratch is None else group.scratch[:length]
-        self._done.update(zip(group.keys, _measure(group.buffer[:length], self.batch_size, scratch), strict=True))
+        self._done.update(zip(group.keys, _measure(group.buffer[:length], self.batch_size), strict=True))
         group.keys.clear()
 
 
@@ -92,17 +90,17 @@ def moments(tensor: Tensor, batch_size: int | None = None) -> Moments:
     return Moments(one.count, one.rms, one.mean, one.batch_std, largest, one.nonfinite)
 
 
-def _measure(stack: Tensor, batch_size: int | None, scratch: Tensor | None = None) -> list[Moments]:
+def _measure(stack: Tensor, batch_size: int | None) -> list[Moments]:
     """Moments of tensors of one shape. Float32 throughout, again in float64 for those that leave its range."""
     wide = stack if stack.dtype in _EXACT else stack.to(torch.float32)
     count = stack[0].numel()
     return [
         _moments(row, count) if 1e-15 < row[0] < 1e15 else _slow(stack[i], batch_size)
-        for i, row in enumerate(_columns(wide, batch_size, scratch))
+        for i, row in enumerate(_columns(wide, batch_size))
     ]
 
 
-def _columns(stack: Tensor, batch_size: int | None, scratch: Tensor | None = None) -> list[list[float]]:
+def _columns(stack: Tensor, batch_size: int | None) -> list[list[float]]:
     """(rms, mean, batch_std or NaN) of each tensor in a stack."""
     length, count = len(stack), stack[0].numel()
     flat = stack.reshape(length, -1)
@@ -120,26 +118,22 @@ def _columns(stack: Tensor, batch_size: int | None, scratch: Tensor | None = Non
     for row in rows:
         row[2] = math.sqrt(max(0.0, row[0] ** 2 - row[2] ** 2))
     if alike:
-        stds = _batch_std(stack if len(alike) == length else stack[alike], axis + 1, scratch).tolist()
+        stds = _batch_std(stack if len(alike) == length else stack[alike], axis + 1)
         for i, std in zip(alike, stds, strict=True):
             rows[i][2] = std
     return rows
 
 
-def _batch_std(stack: Tensor, axis: int, scratch: Tensor | None) -> Tensor:
+def _batch_std(stack: Tensor, axis: int) -> list[float]:
     """Root mean square over features of the (biased) standard deviation over the batch, for nearly equal samples.
 
-    The first sample is subtracted first: the mean would round away what differs.  It is a sample like the others,
-    so that its distance from their mean is at most sqrt(n) deviations and the difference of squares below loses no
-    more than a factor n of the precision.
+    In float64, for what differs may be tiny, and with the first sample subtracted first: the mean would round it away.
     """
-    length, samples, count = len(stack), stack.shape[axis], stack[0].numel()
-    shifted = torch.sub(stack, stack.narrow(axis, 0, 1), out=None if scratch is None else scratch[:length])
-    centre = shifted.sum(dim=axis) / samples
-    squares = torch.linalg.vector_norm(shifted.reshape(length, -1), dim=1).square() / count
-    offset = torch.linalg.vector_norm(centre.reshape(length, -1), dim=1).square() * (samples / count)
-    deviation: Tensor = (squares - offset).clamp_min(0).sqrt()
-    return deviation
+    wide = stack.to(torch.float64)
+    shifted = wide - wide.narrow(axis, 0, 1)
+    centred = shifted.sub_(shifted.mean(dim=axis, keepdim=True)).reshape(len(stack), -1)
+    deviations: list[float] = (torch.linalg.vector_norm(centred, dim=1) / math.sqrt(stack[0].numel())).tolist()
+    return deviations
 
 
 def _slow(tensor: Tensor, batch_size: int | None) -> Moments:

@@ -13,6 +13,7 @@ change.  Nothing is kept alive after ``sites``.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -61,7 +62,7 @@ class Probe:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Watch the forward pass in this block."""
-        with self.scopes.recording():
+        with self.scopes.recording(), without_collector():
             yield
 
     @property
@@ -71,9 +72,10 @@ class Probe:
 
     def attach(self, loss: Tensor) -> Graph:
         """Read the graph of ``loss`` and hook its nodes; call ``loss.backward()`` next."""
-        self.graph = read_graph(loss, self._inputs | self.scopes.times.leaves)
+        with without_collector():
+            self.graph = read_graph(loss, self._inputs | self.scopes.times.leaves)
         slots: dict[int, int] = {}  # id of a vertex -> slot of the gradient that arrives at it
-        with torch.no_grad():
+        with torch.no_grad(), without_collector():
             for index, vertex in enumerate(self.graph.vertices):
                 if vertex.hidden:
                     continue
@@ -130,16 +132,32 @@ class Probe:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        graph, units = self.graph, self._units.finish()
+        with without_collector():
+            found = self._describe(self.graph)
+        release(self.graph)
+        return found
+
+    def _describe(self, graph: Graph) -> tuple[tuple[Site, ...], dict[int, Units]]:
+        units = self._units.finish()
         owners = self.scopes.owners([vertex.number for vertex in graph.vertices])
         names = Namer(self.scopes, self._names).names(graph, owners)
         log_out, log_in = self._norms.logs(self._grad_out), self._norms.logs(self._grad_in)
         forward = self.scopes.moments.finish()
         sites = describe(graph, names, Measured(forward, log_out, log_in, units, self._zeros, self._counts))
         shown = (index for index, vertex in enumerate(graph.vertices) if not vertex.hidden)
-        by_order = {order: units[index] for order, index in enumerate(shown) if index in units}
-        release(graph)
-        return sites, by_order
+        return sites, {order: units[index] for order, index in enumerate(shown) if index in units}
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Pause the cycle collector: it would look through the many small objects of a probe again and again."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 def _after_convolution(vertex: Vertex) -> bool:

@@ -94,7 +94,9 @@ def _inside(name: str, covered: set[str]) -> bool:
     return any(name == other or name.startswith(f"{other}.") for other in covered)
 
 
-def _store(store: dict[str, list[float]], name: str, by_time: Callable[[Tensor], Tensor]) -> Callable[[Tensor | None], None]:
+def _store(
+    store: dict[str, list[float]], name: str, by_time: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor | None], None]:
     def hook(gradient: Tensor | None) -> None:
         if gradient is not None:  # nothing read this output
             store[name] = by_time(gradient.detach()).tolist()

@@ -121,7 +121,7 @@ class Scopes:
         trainable = self._has_weights(module)
         call = Call(name, module, _sequence_number(), len(opened), number, torch.is_grad_enabled(), trainable)
         if trainable:
-            call.inputs = tuple(map(facts, tensors_in(args)))
+            call.inputs = tuple([facts(tensor) for tensor in tensors_in(args)])
         opened.append(call)
         self.calls.append(call)
 
@@ -137,7 +137,7 @@ class Scopes:
         call = opened.pop()
         call.end = _sequence_number()
         if call.trainable:
-            call.outputs = tuple(map(facts, tensors_in(output)))
+            call.outputs = (facts(output),) if isinstance(output, Tensor) else tuple(map(facts, tensors_in(output)))
 
     def _has_weights(self, module: nn.Module) -> bool:
         """Has the module trainable parameters of its own?"""

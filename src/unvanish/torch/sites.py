@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from unvanish import theory
-from unvanish.torch.activations import Units
+from unvanish.torch.activations import Units, units
 from unvanish.torch.graph import Graph, Vertex
 from unvanish.torch.naming import SiteName
 from unvanish.types import Moments, Site
@@ -33,7 +33,7 @@ def describe(graph: Graph, names: list[SiteName], measured: Measured) -> tuple[S
     for index, vertex in enumerate(graph.vertices):
         if vertex.hidden:
             continue
-        name, units = names[index], measured.units.get(index)
+        name, unit = names[index], measured.units.get(index)
         sites.append(
             Site(
                 name=name.path,
@@ -50,8 +50,8 @@ def describe(graph: Graph, names: list[SiteName], measured: Measured) -> tuple[S
                 log_grad_out=measured.log_out.get(index),
                 log_grad_in=measured.log_in.get(index),
                 reference=references.get(index),
-                dead=None if units is None else units.dead,
-                saturated=None if units is None else units.saturated,
+                dead=None if unit is None else unit.dead,
+                saturated=None if unit is None else unit.saturated,
                 zero_gradient=measured.zeros.get(index),
                 normalized_count=measured.counts.get(index),
             )
@@ -124,7 +124,7 @@ def merge_units(first: tuple[Site, ...], one: dict[int, Units], other: dict[int,
         if a is None or b is None or a.alive.shape != b.alive.shape:
             merged.append(site)
             continue
-        dead = Units(a.alive | b.alive, None).dead
+        dead = units(a.alive | b.alive, None).dead
         share = None if a.saturated is None or b.saturated is None else (a.saturated + b.saturated) / 2
         merged.append(replace(site, dead=dead, saturated=share))
     return tuple(merged)

@@ -37,9 +37,9 @@ class Watcher(Scopes):
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         """Global forward hook."""
-        super().leave(module, args, output)
         if id(module) not in self.names or torch.compiler.is_compiling():
             return
+        super().leave(module, args, output)
         if not self._open:
             self.output = output
         if isinstance(module, nn.RNNBase):
