@@ -45,7 +45,7 @@ PRODUCTS = {"Mm", "Bmm", "Mv", "Dot", "Baddbmm", "Addbmm"}
 CONVOLUTIONS = {"Convolution", "ConvolutionOverrideable", "MkldnnConvolution", "CudnnConvolution", "MiopenConvolution"}
 RECURRENT = {"MkldnnRnnLayer", "CudnnRnn", "MiopenRnn", "ThnnFusedLstmCell", "ThnnFusedGruCell"}
 EMBEDDINGS = {"Embedding", "EmbeddingBag"}
-SOFTMAXES = {"Softmax": "softmax", "LogSoftmax": "log_softmax"}
+SOFTMAXES = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "SafeSoftmax": "softmax"}
 NORMALIZATIONS = {
     "NativeBatchNorm": "batch_norm",
     "CudnnBatchNorm": "batch_norm",
