@@ -2,7 +2,7 @@
 
     python benchmarks/diagnosis.py [--seeds 3] [--workers 2] [--twins] [--json FILE] [NAME ...]
 
-``--twins`` also diagnoses the repaired twin of every sick program: the same program without the fault should be healthy.
+``--twins`` also diagnoses the repaired twin of every sick program: the same without the fault should be healthy.
 Writes its tables to standard output; ``benchmarks/RESULTS.md`` holds the last full run.
 """
 
@@ -46,10 +46,10 @@ class Verdict:
 
 def diagnose_case(job: tuple[str, int, bool]) -> Verdict:
     """Build one program and diagnose it; runs in a worker process."""
-    import torch  # noqa: PLC0415 - workers import it, the parent does not
+    import torch
 
-    from unvanish.flow import diagnose  # noqa: PLC0415
-    from unvanish.torch.zoo import cases  # noqa: PLC0415
+    from unvanish.flow import diagnose
+    from unvanish.torch.zoo import cases
 
     torch.set_num_threads(1)
     name, seed, twin = job
@@ -122,7 +122,9 @@ def calibration(verdicts: list[Verdict]) -> list[str]:
 
 def report(verdicts: list[Verdict]) -> str:
     """All tables."""
-    lines = ["| part | first cause right | exactly as labelled | place right | alarms on healthy | alarms on repaired twins |"]
+    lines = [
+        "| part | first cause right | as labelled | place right | alarms on healthy | alarms on repaired twins |"
+    ]
     lines += ["|---|---|---|---|---|---|"]
     lines += scores([v for v in verdicts if not v.holdout], "tuning")
     lines += scores([v for v in verdicts if v.holdout], "hold-out")
@@ -150,7 +152,7 @@ def main() -> None:
     parser.add_argument("--part", choices=("all", "tuning", "holdout"), default="all")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    from unvanish.torch.zoo import cases  # noqa: PLC0415
+    from unvanish.torch.zoo import cases
 
     chosen = [c for c in cases() if not options.names or any(n in c.name for n in options.names)]
     chosen = [c for c in chosen if options.part == "all" or c.holdout == (options.part == "holdout")]

@@ -94,9 +94,9 @@ def explain(cause: Annotated[str | None, typer.Argument(metavar="CAUSE", help="A
 def demo() -> None:
     """A deep network on handwritten digits that does not train: diagnosed, then cured."""
     with _errors():
-        from unvanish.torch import demo as torch_demo
+        from unvanish.torch.demo import main as play
 
-        code = torch_demo.main()
+        code = play()
     raise typer.Exit(code)
 
 

@@ -73,7 +73,7 @@ def _notes(flow: Flow) -> tuple[str, ...]:
         notes.append(f"{100 * reached:.0f} % of the loss removed on one batch or in training")
     elif abs(flow.steps[-1].loss - floor) < _AT_FLOOR * floor:
         notes.append(
-            f"the loss stands at {flow.steps[-1].loss:.3g}: what a prediction reaches that ignores the input ({floor:.3g}, "
-            f"{_FLOORS.get(flow.loss.kind, 'a constant')})"
+            f"the loss stands at {flow.steps[-1].loss:.3g}: what a prediction reaches that ignores the input "
+            f"({floor:.3g}, {_FLOORS.get(flow.loss.kind, 'a constant')})"
         )
     return tuple(notes)

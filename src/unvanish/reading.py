@@ -10,10 +10,11 @@ from unvanish.types import Evidence, Experiment, Flow, Parameter, Site, Step, Ti
 
 LEARNS = 0.4  # share of the constant predictor's loss that must be gone for "it learns"
 FALL = math.log(30)  # nats; smaller differences between first and last layer are met in every healthy net
-UNDEFINED = frozenset(
-    "log log2 log10 log1p logit xlogy sqrt rsqrt reciprocal norm linalg_vector_norm div exp pow softmax log_softmax acos "
-    "asin atanh acosh tan lgamma".split()
-)  # ops that are undefined or infinite somewhere inside the range of floats
+# ops that are undefined or infinite somewhere inside the range of floats
+UNDEFINED = (
+    *("log", "log2", "log10", "log1p", "logit", "xlogy", "sqrt", "rsqrt", "reciprocal", "norm", "linalg_vector_norm"),
+    *("div", "exp", "pow", "softmax", "log_softmax", "acos", "asin", "atanh", "acosh", "tan", "lgamma"),
+)
 _FAR = 1.5  # times the constant predictor's loss: more than the noise between batches
 RECTIFIERS = ("relu", "relu6", "threshold", "clamp_min", "hardswish", "hardshrink", "softshrink")
 
@@ -95,7 +96,8 @@ def fall(flow: Flow) -> float | None:
     if len(observed) < 2:
         return None
     first, last = observed[0].log_grad_out, observed[-1].log_grad_out
-    assert first is not None and last is not None, "only observed sites are compared"
+    assert first is not None, "only observed sites are compared"
+    assert last is not None, "only observed sites are compared"
     if last == -math.inf:
         return None
     return last - first
@@ -219,7 +221,7 @@ def with_feeders(flow: Flow, sites: Iterable[Site]) -> tuple[str, ...]:
 def overflowed(flow: Flow) -> bool:
     """A NaN or Inf was born where plain arithmetic left its range: the end of a growth, not a bug in one op.
 
-    Ops that are undefined somewhere (log, sqrt, a divisor of 0) are bugs of their own, unless the loss had grown before.
+    Ops that are undefined somewhere (log, sqrt, a divisor of 0) are bugs of their own, unless the loss grew before.
     """
     born = flow.nonfinite
     if born is None or born.direction in ("input", "parameter"):

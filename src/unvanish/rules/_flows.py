@@ -45,7 +45,7 @@ def plain(
         below = None if layer == 0 else gradient
         after = gradient + weights + reference
         order = len(sites)
-        common = {"shape": (64, 32), "forward": forward, "reference": reference}
+        common: dict[str, Any] = {"shape": (64, 32), "forward": forward, "reference": reference}
         sites.append(
             Site(
                 f"layers.{2 * layer}", "linear", "linear", order, depth=order + 1, log_grad_out=after,

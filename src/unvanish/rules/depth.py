@@ -56,7 +56,7 @@ class Depth(AbstractRule):
     def _finding(self, flow: Flow, layers: int, fall: float) -> Finding:
         lost = fall > self.fall
         separation = reading.separation(flow)
-        shown = (
+        shown: tuple[Evidence, ...] = (
             (Evidence("samples told apart at the end", separation, "", "above 0.05"),) if separation is not None else ()
         )
         if flow.stable_rank is not None:

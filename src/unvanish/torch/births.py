@@ -22,7 +22,7 @@ class _Births(TorchDispatchMode):
     """Remembers the first op that made an Inf of finite inputs, or a NaN of inputs without one (inf - inf)."""
 
     def __init__(self, scopes: Scopes) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.scopes = scopes
         self.first: tuple[str, str, str] | None = None
 

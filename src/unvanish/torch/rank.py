@@ -56,9 +56,9 @@ def _sketch(first: Vertex, last: Vertex, device: torch.device) -> Tensor | None:
     rows = []
     for _ in range(PROJECTIONS):
         direction = torch.randn(last.shape, generator=generator).to(device, dtype)
-        (row,) = torch.autograd.grad(
+        row: Tensor | None = torch.autograd.grad(
             GradientEdge(last.node, 0), GradientEdge(first.node, 0), direction, retain_graph=True, allow_unused=True
-        )
+        )[0]
         if row is None:
             return None
         rows.append(row.detach().to(torch.float64).reshape(len(row), -1))
