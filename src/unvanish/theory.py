@@ -1,6 +1,7 @@
 """Mean-field facts about activations, in NumPy: slopes, critical gains, the gain of a deep plain net.
 
-Sources: Poole et al. 2016 (arXiv:1606.05340), Schoenholz et al. 2017 (arXiv:1611.01232), He et al. 2015 (arXiv:1502.01852).
+Sources: Poole et al. 2016 (arXiv:1606.05340), Schoenholz et al. 2017 (arXiv:1611.01232), He et al. 2015
+(arXiv:1502.01852).
 """
 
 from __future__ import annotations

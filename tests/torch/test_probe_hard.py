@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -354,3 +355,40 @@ def test_two_backward_passes_of_two_losses_are_two_probes() -> None:
     one = watch(model, lambda m: m(x).sum(), 3)
     two, _ = watch_all(model, lambda m: m(x).sum(), 3)
     assert [s.log_grad_out for s in one] == [s.log_grad_out for s in two]
+
+
+def test_a_part_of_the_graph_made_by_another_thread() -> None:
+    """Node numbers are a thread's own (a GPU's backward thread has its own, too): they give no order here."""
+
+    class Threaded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.tanh(self.a(x))
+            with ThreadPoolExecutor(1) as pool:
+                h = pool.submit(lambda: torch.tanh(F.linear(h, self.b.weight, self.b.bias))).result()
+            return self.c(h)
+
+    model, x = Threaded(), torch.randn(5, 4)
+    for _ in range(20):
+        torch.tanh(x.requires_grad_())  # the main thread's numbers are far above those of a new one
+    x = x.detach()
+    expected = output_gradients(double(model), lambda m: m(x.double()).square().sum())
+    sites = watch(model, lambda m: m(x).square().sum(), 5)
+    for name in ("a", "c"):
+        close(site(sites, name, "linear").log_grad_out, ln(expected[name][0][1]))
+    assert [s.parameter for s in sites if s.kind == "linear"] == ["a.weight", "b.weight", "c.weight"]
+    assert [s.depth for s in sites if s.kind == "linear"] == [1, 3, 5]
+
+
+def test_a_named_module_inside_and_a_wrapper_outside() -> None:
+    from unvanish.torch.scopes import clean
+
+    assert clean("module.net.0") == "net.0"
+    assert clean("_orig_mod.module.net") == "net"
+    assert clean("net.my_module.fc") == "net.my_module.fc"
+    assert clean("net._checkpoint_wrapped_module.fc") == "net.fc"
+    assert clean("submodule.weight") == "submodule.weight"
+    assert clean("module") == ""

@@ -74,15 +74,16 @@ class UnitQueue:
         meta = vertex.node._input_metadata[0]
         key = (vertex.shape, meta.dtype, meta.device)
         ones = self._ones.get(key)
-        if ones is None:
-            ones = torch.ones(vertex.shape, dtype=meta.dtype, device=meta.device)
-            self._ones = {key: ones}
+        if ones is None:  # one element seen as many: it takes no memory
+            ones = self._ones[key] = torch.ones((), dtype=meta.dtype, device=meta.device).expand(vertex.shape)
         slope = vertex.node(ones)
         slope = slope[0] if isinstance(slope, tuple) else slope
-        return slope.detach() if isinstance(slope, Tensor) and slope.shape == ones.shape else None
+        if not isinstance(slope, Tensor) or slope.shape != ones.shape:
+            return None
+        return slope.clone() if slope.data_ptr() == ones.data_ptr() else slope.detach()
 
     def _flush(self, op: str, axis: int, group: list[tuple[int, Tensor]]) -> None:
-        slopes = torch.stack([slope for _, slope in group])
+        slopes = group[0][1].unsqueeze(0) if len(group) == 1 else torch.stack([slope for _, slope in group])
         if op not in _RISING:
             slopes.abs_()
         rest = [dim for dim in range(1, slopes.ndim) if dim != axis + 1]

@@ -152,18 +152,19 @@ class Scopes:
         return self._open[-1].name if self._open else "loss"
 
     def owners(self, numbers: list[int]) -> list[Call | None]:
-        """Innermost call that owns each of the ascending node numbers."""
+        """Innermost call that owns each of these node numbers; a negative number belongs to none."""
         calls = [call for call in self.calls if call.end is not None]
-        owners: list[Call | None] = []
+        owners: list[Call | None] = [None] * len(numbers)
         stack: list[Call] = []
         nearest = 0
-        for number in numbers:
+        for index in sorted(range(len(numbers)), key=numbers.__getitem__):
+            number = numbers[index]
             while nearest < len(calls) and calls[nearest].start <= number:
                 stack.append(calls[nearest])
                 nearest += 1
             while stack and not _owns(stack[-1], number):
                 stack.pop()
-            owners.append(stack[-1] if stack else None)
+            owners[index] = stack[-1] if stack else None
         return owners
 
 
