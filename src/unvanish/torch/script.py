@@ -15,9 +15,12 @@ from unvanish.torch.run.assemble import assemble
 from unvanish.torch.run.hooks import watching
 from unvanish.torch.run.program import Program, execute, exit_code, load, show_traceback
 from unvanish.torch.run.track import Look, Track
+from unvanish.torch.run.trial import tried
 from unvanish.torch.run.watch import Enough, Watch
 from unvanish.types import Diagnosis
 
+_PATIENCE = 60.0  # seconds that experiments after the script may take
+_RUNS = 360  # steps of all experiments together
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
 
@@ -100,7 +103,7 @@ def _report(watch: Watch, live: Live, target: str, json_path: Path | None, *, qu
     if not tracks:
         _say_nothing_trained(watch, live, target)
         return 2
-    found = [_diagnose(track, tracks, watch) for track in tracks]
+    found = [_diagnose(track, tracks, watch, 0 if quiet else _PATIENCE) for track in tracks]
     for track, diagnosis in zip(tracks, found, strict=True):
         _print(diagnosis, f"{label(track, watch)}, {track.count} steps" if len(tracks) > 1 else "")
     unseen = watch.unwatched + len(_trained(watch)) - len(tracks)
@@ -112,9 +115,17 @@ def _report(watch: Watch, live: Live, target: str, json_path: Path | None, *, qu
     return 0 if quiet or all(diagnosis.healthy for diagnosis in found) else 1
 
 
-def _diagnose(track: Track, tracks: list[Track], watch: Watch) -> Diagnosis:
-    diagnosis = judge(assemble(track, tracks, watch.roots))
-    return replace(diagnosis, notes=(*diagnosis.notes, *watch.notes))
+def _diagnose(track: Track, tracks: list[Track], watch: Watch, seconds: float) -> Diagnosis:
+    """The verdict on one optimizer; ``seconds`` may be spent on trying levers on a copy."""
+    flow, notes = assemble(track, tracks, watch.roots), watch.notes
+    affordable = _RUNS * watch.elapsed() / track.count < seconds
+    if track.trial is not None and len(tracks) == 1 and flow.nonfinite is None and affordable:
+        try:
+            flow = replace(flow, experiments=tried(track.trial, flow))
+        except Exception as error:  # whatever the user's network raises; the training seen is judged all the same
+            notes = [*notes, f"the first batch could not be trained on again: {type(error).__name__}: {error}"]
+    diagnosis = judge(flow)
+    return replace(diagnosis, notes=(*diagnosis.notes, *notes))
 
 
 def _print(diagnosis: Diagnosis, title: str) -> None:

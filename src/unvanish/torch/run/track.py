@@ -16,6 +16,7 @@ from unvanish.torch.observe import Observation
 from unvanish.torch.parameters import Updates, view_parameters, with_updates
 from unvanish.torch.rehearse import update_ratios
 from unvanish.torch.run.losses import Losses
+from unvanish.torch.run.trial import Trial
 from unvanish.torch.run.window import Seen, gradient_norms
 from unvanish.torch.scopes import Scopes
 from unvanish.torch.session import view_optimizer
@@ -62,6 +63,7 @@ class Track:
         self.clock = clock
         self.born = self.turn = turn
         self.begun: Begun | None = None
+        self.trial: Trial | None = None
         self._next = 0
         self._tries = 0
         self.learn(optimizer)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+import time
 import traceback
 import weakref
 from collections.abc import Callable
@@ -23,9 +24,11 @@ from unvanish.torch.run.birth import find_birth_unwatched
 from unvanish.torch.run.losses import Value, value_of
 from unvanish.torch.run.roots import Roots
 from unvanish.torch.run.track import Look, Track
+from unvanish.torch.run.trial import keep
 from unvanish.torch.run.window import Pending, Seen, Window
 from unvanish.types import NonFinite
 
+_now = time.monotonic
 _pid, _thread, _is_compiling = os.getpid, threading.get_ident, torch.compiler.is_compiling
 _MOST_TRACKS = 8
 _EAGER = "torch.compile is set aside at the steps that are looked at: they run eager"
@@ -67,6 +70,7 @@ class Watch:
         self._scaled: tuple[Tensor, Tensor, Any] | None = None
         self._stepping: Track | None = None
         self._turn = 0
+        self._since = self._until = time.monotonic()
         self._birth: NonFinite | None = None
         self._compiled = False
         self._stance: Any = None
@@ -90,6 +94,7 @@ class Watch:
             self._passed.add(optimizer)
             return
         self.tracks.append(track)
+        self._since = _now() if not self._turn else self._since
         self._arrange()
 
     def compiled(self) -> None:
@@ -153,7 +158,10 @@ class Watch:
             return
         self._stepping = track
         if self.window is not None and track.due():
-            track.begin(optimizer, self._mine(track), self.roots.parameters(), self.roots.names)
+            mine = self._mine(track)
+            if mine and mine[-1].batch is not None and track.count == 0 and optimizer is not self._hand:
+                track.trial = keep(mine[-1].batch, optimizer)
+            track.begin(optimizer, mine, self.roots.parameters(), self.roots.names)
 
     def step_ended(self, optimizer: Optimizer, *, skipped: bool = False) -> None:
         """Optimizer post-hook; ``skipped`` = a GradScaler met Inf and left the step out."""
@@ -175,6 +183,10 @@ class Watch:
             raise Enough
 
     # ---- what follows from them ----------------------------------------------------------------------------------
+
+    def elapsed(self) -> float:
+        """Seconds from the first look to the latest step."""
+        return self._until - self._since
 
     def main(self) -> Track | None:
         """The optimizer that stepped first."""
@@ -210,6 +222,7 @@ class Watch:
             self._birth = None
         track.count += 1
         self._turn += 1
+        self._until = _now()
         track.clock, track.turn = self.backwards, self._turn
 
     def _arrange(self) -> None:
@@ -218,7 +231,7 @@ class Watch:
         if not wanted:
             self.close()
         elif self.window is None:
-            self.window = Window(self.roots, self._position)
+            self.window = Window(self.roots, self._position, first=self._turn == 0)
             if self._compiled:
                 self._go_eager()
         else:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
 from unvanish.torch.activations import Units
-from unvanish.torch.graph import read_graph
+from unvanish.torch.graph import Graph, read_graph
 from unvanish.torch.norms import dense, norms
 from unvanish.torch.objective import batch_size
 from unvanish.torch.observe import Before, before_backward
@@ -23,10 +23,14 @@ from unvanish.torch.probe import Probe
 from unvanish.torch.run.birth import find_birth
 from unvanish.torch.run.frames import keywords_of_call
 from unvanish.torch.run.roots import Roots, is_loss
+from unvanish.torch.run.trial import Batch, batch_of
 from unvanish.torch.scopes import Call, tensors_in
-from unvanish.types import NonFinite, Site, TimeProfile
+from unvanish.types import LossView, NonFinite, Site, TimeProfile
 
 _MOST_CALLS = 200_000  # module calls kept while no backward pass comes: a program that only infers
+
+
+_Entered = tuple[Call, Any, dict[str, Any]]  # a call at top level, its arguments and its keyword arguments
 
 
 @dataclass(slots=True)
@@ -44,6 +48,7 @@ class Seen:
     times: tuple[TimeProfile, ...] = ()
     norms: dict[int, float] = field(default_factory=dict)
     birth: NonFinite | None = None
+    batch: Batch | None = None
 
 
 @dataclass(slots=True)
@@ -57,20 +62,21 @@ class Pending:
 class Window:
     """Forward hooks on every module of the process, and a probe on every backward pass, until ``close``."""
 
-    def __init__(self, roots: Roots, position: Callable[[Tensor], int | None]) -> None:
+    def __init__(self, roots: Roots, position: Callable[[Tensor], int | None], *, first: bool) -> None:
         """Open it.
 
         Args:
             roots: the networks known so far; new ones are adopted as they are called.
             position: place of a tensor among the parameters of its optimizer; None where no optimizer holds it.
+            first: no step has been made yet; the first batch is kept to be tried again.
         """
         roots.refresh()
         self.seen: list[Seen] = []
         self._roots = roots
-        self._position = position
+        self._position, self._first = position, first
         self._scopes = Probe(roots.names, None).scopes
         self._depth = self._ignored = 0
-        self._entered: list[tuple[Call, Any]] = []
+        self._entered: list[_Entered] = []
         self._sized = -1
         self._target: Tensor | None = None
         self._owner = (os.getpid(), threading.get_ident())
@@ -111,15 +117,15 @@ class Window:
             return None
         if id(module) not in self._roots.names.modules:
             self._roots.adopt(module)
-        inputs: Any = {key: value for key, value in keywords_of_call().items() if key != "labels"}
-        inputs = {**{str(i): value for i, value in enumerate(args)}, **inputs} if inputs else args
+        keywords = keywords_of_call()
+        inputs = _shown(args, keywords)
         if self._sized != len(self.seen) and (size := batch_size(inputs)) is not None:
             self._sized, self._scopes.batch_size, self._scopes.moments.batch_size = len(self.seen), size, size
         if len(self._scopes.calls) > _MOST_CALLS:
             self._scopes.calls.clear()
         self._depth = 1
         changed = self._scopes.enter(module, args)
-        self._entered = [*self._entered[-31:], (self._scopes.calls[-1], inputs)]
+        self._entered = [*self._entered[-31:], (self._scopes.calls[-1], args, keywords)]
         return changed
 
     def _leaving(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -140,8 +146,11 @@ class Window:
         self._adopt_loose(list(parameters.values()))
         probe = Probe(self._roots.names, self._scopes.batch_size, tuple(data.values()))
         probe.scopes = self._scopes
-        before = before_backward(probe, loss, self._inputs([vertex.number for vertex in graph.vertices]), self._target)
+        mine = self._calls_in([vertex.number for vertex in graph.vertices])
+        before = before_backward(probe, loss, self._inputs(mine), self._target)
         seen = Seen(clock, parameters, before, list(self._scopes.calls), self._batch_size(before), scale)
+        if self._first and len(mine) == 1 and before.graph is not None:
+            seen.batch = self._batch(mine[0], before.graph, before.loss)
         if not math.isfinite(before.loss.value):
             seen.birth = find_birth(before.graph, self._scopes, self._roots.names)
         return Pending(probe, seen)
@@ -173,19 +182,36 @@ class Window:
         known = id(leaf) in self._roots.names.parameters or isinstance(leaf, nn.Parameter)
         return not known and self._position(leaf) is None
 
-    def _inputs(self, numbers: list[int]) -> Any:
-        """What the network was called with for this loss: the first call in its graph that was fed plain data."""
-        plain = [(call, inputs) for call, inputs in self._entered if not any(t.grad_fn for t in tensors_in(inputs))]
+    def _calls_in(self, numbers: list[int]) -> list[_Entered]:
+        """The calls at top level that made nodes of this graph."""
         ordered = sorted(numbers)
-        mine = [
-            inputs for call, inputs in plain if bisect_left(ordered, call.end or 0) > bisect_left(ordered, call.start)
+        return [
+            one for one in self._entered if bisect_left(ordered, one[0].end or 0) > bisect_left(ordered, one[0].start)
         ]
-        return mine[0] if mine else plain[-1][1] if plain else ()
+
+    def _inputs(self, mine: list[_Entered]) -> Any:
+        """What the network was called with for this loss: the first call in its graph that was fed plain data."""
+        shown = [_shown(args, keywords) for _, args, keywords in (mine or self._entered[-1:])]
+        return next((one for one in shown if not any(t.grad_fn for t in tensors_in(one))), ())
+
+    def _batch(self, entered: _Entered, graph: Graph, loss: LossView) -> Batch | None:
+        """Enough of this call to make it again."""
+        call, args, keywords = entered
+        if call is not self._entered[-1][0] or bool(args) == bool(keywords):
+            return None
+        inputs = keywords or (args[0] if len(args) == 1 else args)
+        return batch_of(call.module, inputs, self._scopes.output, graph, loss, self._target)
 
     def _batch_size(self, before: Before) -> int | None:
         if self._scopes.batch_size is not None:
             return self._scopes.batch_size
         return before.loss.target_shape[0] if before.loss.target_shape else None
+
+
+def _shown(args: Any, keywords: dict[str, Any]) -> Any:
+    """The inputs of a call as a report shows them: labels are none."""
+    named = {key: value for key, value in keywords.items() if key != "labels"}
+    return {**{str(i): value for i, value in enumerate(args)}, **named} if named else args
 
 
 def gradient_norms(parameters: dict[int, Tensor], scale: float | None) -> dict[int, float]:

@@ -1,0 +1,255 @@
+"""``unvanish run`` end to end: real scripts in subprocesses, with and without us."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from signal import SIGINT
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import pytest
+
+from unvanish.torch.run.track import following
+from unvanish.types import Diagnosis
+
+pytest.importorskip("torch")
+PROGRAMS = Path(__file__).parent / "programs"
+SOURCE = Path(__file__).parents[1] / "src"
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+    diagnoses: tuple[Diagnosis, ...] = ()
+
+
+def python(*arguments: str, cwd: Path = PROGRAMS) -> Ran:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+@cache
+def watched(*arguments: str, options: tuple[str, ...] = (), cwd: Path = PROGRAMS) -> Ran:
+    """Run with us; every program once per test session."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "diagnosis.json"
+        ran = python("-m", "unvanish", "run", "--json", str(file), *options, *arguments, cwd=cwd)
+        found = json.loads(file.read_text()) if file.exists() else []
+    texts = [json.dumps(one) for one in (found if isinstance(found, list) else [found])]
+    return ran._replace(diagnoses=tuple(Diagnosis.from_json(text) for text in texts))
+
+
+@cache
+def alone(*arguments: str) -> Ran:
+    return python(*arguments)
+
+
+def same(*arguments: str) -> Ran:
+    """Run with us and without: everything the script prints, weights and random numbers among it, must be equal."""
+    ran, expected = watched(*arguments), alone(*arguments)
+    assert ran.out == expected.out
+    assert "stopped watching" not in ran.err, ran.err
+    assert ran.code == expected.code % 256 or (expected.code == 0 and ran.code == 1) or expected.code == -SIGINT
+    return ran
+
+
+def test_an_unchanged_script_prints_the_same_and_is_healthy() -> None:
+    ran = same("digits.py", "0", "--flag", "-x")
+    (diagnosis,) = ran.diagnoses
+    flow = diagnosis.flow
+    assert (ran.code, diagnosis.findings) == (0, ())
+    assert [site.name for site in flow.sites[:3]] == ["0", "1", "2"]
+    assert flow.origin == "run"
+    assert [s.step for s in flow.snapshots] == [1, 2, 5, 10, 20, 50]
+    assert len(flow.steps) == 60
+    assert all(math.isfinite(step.loss) for step in flow.steps)
+    assert flow.loss.kind == "cross_entropy"
+    assert flow.loss.floor == pytest.approx(math.log(10), abs=0.3)
+    assert flow.batch_size == 64
+    assert all(p.in_optimizer and p.reached and p.used and p.log_update is not None for p in flow.parameters)
+    assert flow.inputs[0].shape == (64, 64)
+    assert "step 50" in ran.err
+
+
+def test_the_exit_code_of_the_script_wins() -> None:
+    assert same("digits.py", "7").code == 7
+
+
+def test_module_runs_as_python_m() -> None:
+    expected = python("-m", "programs.digits", "0", cwd=PROGRAMS.parent)
+    ran = watched("-m", "programs.digits", "0", cwd=PROGRAMS.parent)
+    assert ran.out == expected.out
+    assert ran.code == 0
+
+
+def test_a_sick_network_is_named_by_its_cause() -> None:
+    ran = same("sick.py")
+    assert ran.code == 1
+    root = ran.diagnoses[0].findings[0]
+    assert root.cause == "initialization"
+    assert root.where[0] == "2"
+    assert "initialization" in ran.err
+
+
+def test_steps_stops_the_script() -> None:
+    ran = watched("digits.py", options=("--steps", "11"))
+    assert len(ran.diagnoses[0].flow.steps) == 11
+    assert "accuracy" in ran.out
+    assert "__main__" not in ran.out
+
+
+def test_two_networks_have_a_flow_each() -> None:
+    ran = same("gan.py")
+    generator, discriminator = (diagnosis.flow for diagnosis in ran.diagnoses)
+    if generator.parameters[0].name.startswith("discriminator"):
+        generator, discriminator = discriminator, generator
+    assert {p.name.partition(".")[0] for p in generator.parameters} == {"generator"}
+    assert {p.name.partition(".")[0] for p in discriminator.parameters} == {"discriminator"}
+    assert generator.sites[0].name == "generator.0"
+    assert generator.sites[-2].name == "discriminator.3"
+    assert all(p.reached for p in (*generator.parameters, *discriminator.parameters))
+    assert generator.inputs[0].shape == (64, 8)
+    assert discriminator.inputs[0].shape == (64, 2)
+    assert not generator.cuts
+    assert not discriminator.cuts
+    assert "Adam of generator" in ran.err
+
+
+@pytest.mark.parametrize("mode", ["plain", "autocast", "scaler"])
+def test_accumulation_and_clipping(mode: str) -> None:
+    ran = same("accumulation.py", mode)
+    flow = ran.diagnoses[0].flow
+    first = flow.steps[0]
+    assert len(flow.steps) == 30
+    assert first.clip == pytest.approx(0.13, abs=0.03)
+    assert first.log_grad == pytest.approx(math.log(0.1), abs=1e-4)
+    assert first.loss == pytest.approx(0.35, abs=0.03)
+    gradients = [p.log_grad for p in flow.parameters if p.log_grad is not None]
+    assert math.hypot(*map(math.exp, gradients)) == pytest.approx(0.1, abs=1e-4)
+    site = next(site for site in flow.sites if site.op == "tanh")
+    assert site.log_grad_out == pytest.approx(-3.79, abs=0.05), "a site's gradient is unscaled and not clipped"
+
+
+def test_steps_a_scaler_leaves_out_are_no_fault() -> None:
+    ran = same("accumulation.py", "overflow")
+    flow = ran.diagnoses[0].flow
+    skipped = [step.index for step in flow.steps if step.skipped]
+    assert skipped[:2] == [0, 1]
+    assert flow.nonfinite is None
+    assert all(site.log_grad_out is not None and math.isfinite(site.log_grad_out) for site in flow.sites)
+
+
+@pytest.mark.parametrize("backend", [(), ("aot_eager",)])
+def test_a_compiled_model_runs_eager_only_where_we_look(backend: tuple[str, ...]) -> None:
+    ran = same("compiled.py", *backend)
+    assert ran.err.count("torch.compile is set aside") == 2, "said once at once, once in the report"
+    assert ran.diagnoses[0].flow.sites[0].name == "0"
+    assert "global hooks" not in ran.err
+
+
+@pytest.mark.parametrize(
+    "habit", ["lbfgs", "retain", "loader", "functional", "lstm", "pinn", "vae", "transformer", "by_hand"]
+)
+def test_habits_leave_no_trace_and_are_seen(habit: str) -> None:
+    ran = same("habits.py", habit)
+    flow = ran.diagnoses[0].flow
+    assert ran.code == 0, ran.err
+    assert flow.sites
+    assert flow.cuts == ()
+    assert all(p.reached and p.log_grad is not None and p.log_update is not None for p in flow.parameters)
+    assert all(math.isfinite(step.loss) for step in flow.steps)
+
+
+def test_a_closure_counts_by_its_first_call() -> None:
+    flow = same("habits.py", "lbfgs").diagnoses[0].flow
+    assert len(flow.steps) == 8
+    whole = math.hypot(*(math.exp(p.log_grad) for p in flow.parameters if p.log_grad is not None))
+    assert flow.steps[0].log_grad == pytest.approx(math.log(whole))
+
+
+def test_time_and_loose_parameters_are_named() -> None:
+    flow = same("habits.py", "lstm").diagnoses[0].flow
+    assert [profile.name for profile in flow.times] == ["lstm"]
+    assert len(flow.times[0].log_grads) == 12
+    functional = watched("habits.py", "functional").diagnoses[0].flow
+    assert [p.name for p in functional.parameters] == ["w1", "w2"]
+    by_hand = watched("habits.py", "by_hand").diagnoses[0].flow
+    assert [p.name for p in by_hand.parameters] == ["w"]
+    assert by_hand.optimizer is not None
+    assert not by_hand.optimizer.given
+
+
+def test_a_training_repeated_fold_after_fold_is_reported_once() -> None:
+    ran = same("habits.py", "folds")
+    assert len(ran.diagnoses) == 1
+    assert "11 more optimizers" in ran.err
+
+
+def test_a_nan_is_placed_at_a_step_nobody_looked_at() -> None:
+    born = same("habits.py", "nan").diagnoses[0].flow.nonfinite
+    assert born is not None
+    assert (born.op, born.step, born.direction) == ("log", 7, "forward")
+
+
+def test_what_is_cut_or_forgotten_is_found() -> None:
+    ran = same("habits.py", "unused")
+    (diagnosis,) = ran.diagnoses
+    assert diagnosis.flow.cuts[0].behind == ("first",)
+    assert {p.name: p.in_optimizer for p in diagnosis.flow.parameters}["head.weight"] is False
+    assert diagnosis.findings[0].cause == "disconnected"
+
+
+def test_an_exception_is_shown_as_python_would() -> None:
+    ran = same("habits.py", "raises")
+    assert ran.code == 1
+    assert alone("habits.py", "raises").err in ran.err, "the same traceback, none of our frames"
+    assert len(ran.diagnoses) == 1
+
+
+def test_a_forward_pass_that_raises_is_the_scripts_own_affair() -> None:
+    ran = same("habits.py", "raises_inside")
+    assert alone("habits.py", "raises_inside").err in ran.err
+    assert len(ran.diagnoses[0].flow.steps) == 12
+
+
+def test_processes_started_by_spawn_find_their_main_module() -> None:
+    ran = same("habits.py", "spawn")
+    assert "squares [0, 1, 4]" in ran.out
+
+
+def test_ctrl_c_still_reports() -> None:
+    ran = same("habits.py", "interrupted")
+    assert (ran.code, len(ran.diagnoses)) == (130, 1)
+
+
+def test_no_training_is_a_clear_error() -> None:
+    ran = watched("habits.py", "untrained")
+    assert (ran.code, ran.out, ran.diagnoses) == (2, alone("habits.py", "untrained").out, ())
+    assert "backward() was never called" in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_no_script_is_a_clear_error() -> None:
+    ran = watched("missing.py")
+    assert ran.code == 2
+    assert "There is no file 'missing.py'" in ran.err
+    assert watched("-m", "no.such.module").code == 2
+
+
+def test_the_schedule_thins_out() -> None:
+    step, looks = 0, [0]
+    while step < 10**6:
+        step = following(step)
+        looks.append(step)
+    assert looks[:8] == [0, 1, 2, 5, 10, 20, 50, 100]
+    assert len(looks) == 20
