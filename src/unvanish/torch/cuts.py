@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
 from unvanish.torch.graph import Graph
 from unvanish.torch.scopes import Call, Scopes
-from unvanish.types import Cut
+from unvanish.types import Cut, Parameter
 
 
 def find_cuts(scopes: Scopes, graph: Graph | None) -> tuple[Cut, ...]:
@@ -47,18 +48,28 @@ def _shared_input(before: list[Call], after: Call) -> bool:
     return all(tensor.storage in given for tensor in after.inputs if tensor.storage)
 
 
-def confirmed(cuts: tuple[Cut, ...], loss_with: Callable[[tuple[str, ...]], float]) -> tuple[Cut, ...]:
+def confirmed(
+    cuts: tuple[Cut, ...], parameters: Iterable[Parameter], loss_with: Callable[[tuple[str, ...]], float]
+) -> tuple[Cut, ...]:
     """The cuts before weights on which the loss does depend: moved at random, they change its value.
 
     Args:
         cuts: what looks cut off: modules that ran and left no trace in the graph.
+        parameters: all weights; suspects too are those that the optimizer holds and whose module ran, though they are
+            out of the graph: a module that also gets other data hides the cut before it.
         loss_with: the loss of a fresh copy in which the own weights of these modules were moved, with the same noise.
     """
-    suspects = [cut for cut in cuts if cut.where != "loss"]
-    if not suspects:
+    if any(cut.where == "loss" for cut in cuts):
         return cuts
+    known = {name for cut in cuts for name in cut.behind}
+    lost = [p.name.rpartition(".")[0] for p in parameters if p.used and p.in_optimizer and not p.reached]
+    hidden = tuple(dict.fromkeys(name for name in lost if name not in known))
+    if hidden:
+        cuts = (*cuts, Cut(hidden[-1], "detach", hidden, "what it puts out reaches the loss without its history"))
+    if not cuts:
+        return ()
     plain = loss_with(())
-    return tuple(cut for cut in cuts if cut not in suspects or loss_with(cut.behind) != plain)
+    return tuple(cut for cut in cuts if not math.isclose(loss_with(cut.behind), plain, rel_tol=1e-5, abs_tol=1e-30))
 
 
 def _at_loss(lost: list[Call]) -> Cut:

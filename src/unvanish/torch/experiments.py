@@ -143,7 +143,7 @@ def _factors(flow: Flow) -> tuple[float, ...]:
     if flow.optimizer is None or not flow.optimizer.given or max(flow.optimizer.learning_rates) == 0:
         return ()
     ratio = flow.steps[0].update_ratio if flow.steps else None
-    if ratio is None or not 0 < ratio < _GOOD_RATIOS[0] / 200:
+    if ratio is None or not 0 < ratio < math.inf or _GOOD_RATIOS[0] / 200 <= ratio <= 200 * _GOOD_RATIOS[1]:
         return _FACTORS
     return (*_FACTORS, *(good / ratio for good in _GOOD_RATIOS))
 

@@ -52,14 +52,15 @@ def flow_of(
                 [p for p in model.parameters() if p.requires_grad] or [torch.zeros(1)], lr=1e-3
             )
         first, sites = _probe(model, optimizer, goal, held)
+        parameters = tuple(p if given else replace(p, in_optimizer=None) for p in first.parameters)
         flow = Flow(
             sites=sites,
-            parameters=tuple(p if given else replace(p, in_optimizer=None) for p in first.parameters),
+            parameters=parameters,
             loss=first.loss,
             times=first.times,
             inputs=first.inputs,
             optimizer=view_optimizer(optimizer, given),
-            cuts=confirmed(first.cuts, lambda names: _loss_with(names, model, optimizer, goal, held[0])),
+            cuts=confirmed(first.cuts, parameters, lambda names: _loss_with(names, model, optimizer, goal, held[0])),
             batch_size=first.batch_size,
             unobserved=unobserved(sites),
         )
