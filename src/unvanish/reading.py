@@ -59,13 +59,13 @@ def best_lever(flow: Flow, lever: str, *, above: float = 0.0, below: float = mat
     return max(helped, key=lambda e: e.progress or 0.0) if helped else None
 
 
-def relieves(flow: Flow, lever: str) -> bool:
-    """Does moving this lever bring a loss far above the constant predictor's down to less than half of where it stays?
+def relieves(flow: Flow, lever: str, *, below: float = math.inf) -> bool:
+    """Does moving this lever (by a factor under ``below``) bring a loss far above the constant predictor's down to less than half of where it stays?
 
     A loss that only comes back to the constant predictor's has removed nothing of it, yet the lever was right.
     """
     base = [_level(e) for e in flow.experiments if e.lever == "none"]
-    moved = [_level(e) for e in flow.experiments if e.lever == lever]
+    moved = [_level(e) for e in flow.experiments if e.lever == lever and e.factor < below]
     return bool(base and moved) and base[0] > _FAR and min(moved) < 0.5 * base[0]
 
 

@@ -47,8 +47,9 @@ class Initialization(AbstractRule):
         losses = reading.losses_of(reading.body(flow), "weights")
         if fall is None or math.isnan(fall) or fall < self.fall or not losses or reading.learns(flow):
             return None
-        if self._carried(flow):
-            return None
+        rate = reading.best_lever(flow, "learning-rate")
+        if self._carried(flow) or (rate is not None and (rate.progress or 0.0) >= reading.LEARNS):
+            return None  # with these very weights it learns, at another rate
         by_weights = sum(losses.values())
         by_saturation = sum(max(0.0, v) for v in reading.losses_of(flow.sites, "saturation").values())
         alone = reading.outlier(losses, self.local)

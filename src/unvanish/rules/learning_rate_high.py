@@ -40,23 +40,23 @@ class LearningRateHigh(AbstractRule):
         helped = reading.best_lever(flow, "learning-rate", below=1.0)
         largest = max((s.largest_update_ratio or 0.0 for s in flow.steps[:12]), default=0.0)
         wild = largest > self.update and (reading.grew(flow.steps) or flow.nonfinite is not None)
-        if helped is None and (flow.experiments or not wild):
+        calmed = wild and reading.relieves(flow, "learning-rate", below=1.0)
+        if helped is None and not calmed and (flow.experiments or not wild):
             return None
         if reading.learns(flow) and largest < self.update:
             return None
         given = flow.optimizer is None or flow.optimizer.given
-        return self._finding(flow, largest, None if helped is None else helped.factor) if given else None
+        return self._finding(flow, largest, None if helped is None else helped.factor, calmed) if given else None
 
-    def _finding(self, flow: Flow, largest: float, factor: float | None) -> Finding:
+    def _finding(self, flow: Flow, largest: float, factor: float | None, calmed: bool) -> Finding:
         rates = flow.optimizer.learning_rates if flow.optimizer else ()
         rate = max(rates, default=float("nan"))
-        proof = (
-            f"with {rate * factor:.2g} (times {factor:g}) the same network learns" if factor else "the loss runs away"
-        )
+        proof = "a smaller one keeps the loss from running away" if calmed else "the loss runs away"
+        proof = f"with {rate * factor:.2g} (times {factor:g}) the same network learns" if factor else proof
         return Finding(
             cause=self.cause,
             where=("optimizer",),
-            confidence=0.9 if factor else 0.7,
+            confidence=0.9 if factor else 0.82 if calmed else 0.7,
             severity="high",
             evidence=(
                 Evidence("largest update / weight in one step", largest, "", "1e-4 to 1e-2"),
