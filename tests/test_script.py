@@ -7,9 +7,11 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from signal import SIGINT
+from subprocess import PIPE
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
@@ -31,32 +33,70 @@ class Ran(NamedTuple):
 
 
 def python(*arguments: str, cwd: Path = PROGRAMS) -> Ran:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)}
+    """A Python of its own."""
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
     )
     return Ran(done.returncode, done.stdout, done.stderr)
 
 
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)}
+
+
 @cache
-def watched(*arguments: str, options: tuple[str, ...] = (), cwd: Path = PROGRAMS) -> Ran:
+def zygote() -> subprocess.Popen[str]:
+    """A Python that has imported PyTorch already, and forks."""
+    command = [sys.executable, str(PROGRAMS / "zygote.py")]
+    return subprocess.Popen(command, stdin=PIPE, stdout=PIPE, env=environment(), text=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ended() -> Iterator[None]:
+    yield
+    if zygote.cache_info().currsize:
+        zygote().communicate()
+
+
+def forked(*arguments: str) -> Ran:
+    """The same as ``python``, without the seconds of imports."""
+    with TemporaryDirectory() as folder:
+        files = {name: str(Path(folder) / name) for name in ("out", "err")}
+        server = zygote()
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.stdin.write(json.dumps({"arguments": arguments, "cwd": str(PROGRAMS), **files}) + "\n")
+        server.stdin.flush()
+        code = int(server.stdout.readline())
+        return Ran(code, Path(files["out"]).read_text(), Path(files["err"]).read_text())
+
+
+@cache
+def watched(*arguments: str, options: tuple[str, ...] = (), cwd: Path | None = None) -> Ran:
     """Run with us; every program once per test session."""
     with TemporaryDirectory() as folder:
         file = Path(folder) / "diagnosis.json"
-        ran = python("-m", "unvanish", "run", "--json", str(file), *options, *arguments, cwd=cwd)
+        line = ("run", "--json", str(file), *options, *arguments)
+        ran = forked("unvanish", *line) if cwd is None else python("-m", "unvanish", *line, cwd=cwd)
         found = json.loads(file.read_text()) if file.exists() else []
     texts = [json.dumps(one) for one in (found if isinstance(found, list) else [found])]
     return ran._replace(diagnoses=tuple(Diagnosis.from_json(text) for text in texts))
 
 
 @cache
-def alone(*arguments: str) -> Ran:
-    return python(*arguments)
+def alone(*arguments: str, cwd: Path | None = None) -> Ran:
+    return forked(*arguments) if cwd is None else python(*arguments, cwd=cwd)
 
 
-def same(*arguments: str) -> Ran:
+def same(*arguments: str, cwd: Path | None = None) -> Ran:
     """Run with us and without: everything the script prints, weights and random numbers among it, must be equal."""
-    ran, expected = watched(*arguments), alone(*arguments)
+    ran, expected = watched(*arguments, cwd=cwd), alone(*arguments, cwd=cwd)
     assert ran.out == expected.out
     assert "stopped watching" not in ran.err, ran.err
     assert ran.code == expected.code % 256 or (expected.code == 0 and ran.code == 1) or expected.code == -SIGINT
@@ -64,7 +104,7 @@ def same(*arguments: str) -> Ran:
 
 
 def test_an_unchanged_script_prints_the_same_and_is_healthy() -> None:
-    ran = same("digits.py", "0", "--flag", "-x")
+    ran = same("digits.py", "0", "--flag", "-x", cwd=PROGRAMS)
     (diagnosis,) = ran.diagnoses
     flow = diagnosis.flow
     assert (ran.code, diagnosis.findings) == (0, ())
@@ -82,7 +122,7 @@ def test_an_unchanged_script_prints_the_same_and_is_healthy() -> None:
 
 
 def test_the_exit_code_of_the_script_wins() -> None:
-    assert same("digits.py", "7").code == 7
+    assert same("digits.py", "7", cwd=PROGRAMS).code == 7
 
 
 def test_module_runs_as_python_m() -> None:
@@ -210,25 +250,25 @@ def test_what_is_cut_or_forgotten_is_found() -> None:
 
 
 def test_an_exception_is_shown_as_python_would() -> None:
-    ran = same("habits.py", "raises")
+    ran = same("habits.py", "raises", cwd=PROGRAMS)
     assert ran.code == 1
-    assert alone("habits.py", "raises").err in ran.err, "the same traceback, none of our frames"
+    assert alone("habits.py", "raises", cwd=PROGRAMS).err in ran.err, "the same traceback, none of our frames"
     assert len(ran.diagnoses) == 1
 
 
 def test_a_forward_pass_that_raises_is_the_scripts_own_affair() -> None:
-    ran = same("habits.py", "raises_inside")
-    assert alone("habits.py", "raises_inside").err in ran.err
+    ran = same("habits.py", "raises_inside", cwd=PROGRAMS)
+    assert alone("habits.py", "raises_inside", cwd=PROGRAMS).err in ran.err
     assert len(ran.diagnoses[0].flow.steps) == 12
 
 
 def test_processes_started_by_spawn_find_their_main_module() -> None:
-    ran = same("habits.py", "spawn")
+    ran = same("habits.py", "spawn", cwd=PROGRAMS)
     assert "squares [0, 1, 4]" in ran.out
 
 
 def test_ctrl_c_still_reports() -> None:
-    ran = same("habits.py", "interrupted")
+    ran = same("habits.py", "interrupted", cwd=PROGRAMS)
     assert (ran.code, len(ran.diagnoses)) == (130, 1)
 
 
