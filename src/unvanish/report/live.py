@@ -48,9 +48,9 @@ class Live:
 
 
 def gradient_ends(parameters: tuple[Parameter, ...]) -> tuple[float, float] | None:
-    """||gradient|| of the first and of the last weight matrix that has one."""
+    """||gradient|| of the first and of the last weight matrix that has one; None for fewer than two."""
     logs = [p.log_grad for p in parameters if p.log_grad is not None and len(p.shape) > 1]
-    if not logs:
+    if len(logs) < 2:
         return None
     return _norm(logs[0]), _norm(logs[-1])
 
