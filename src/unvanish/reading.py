@@ -130,6 +130,11 @@ def separation(flow: Flow) -> float | None:
     return known[-1] if known else None
 
 
+def normalized(flow: Flow) -> bool:
+    """Is there any normalisation, also one written by hand (an RMSNorm of plain ops divides by a root)?"""
+    return any(s.kind == "normalization" or s.op == "rsqrt" or "norm" in s.name.lower() for s in flow.sites)
+
+
 def trainable(flow: Flow) -> tuple[Parameter, ...]:
     """Parameters the user means to train."""
     return tuple(p for p in flow.parameters if p.requires_grad and p.in_optimizer is not False)
