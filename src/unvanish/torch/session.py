@@ -79,14 +79,14 @@ def _take(batches: Iterable[Any], count: int) -> list[Any]:
             "It must be an iterable of (input, target) batches. "
             "Pass [(x, y), ...], or DataLoader(dataset, batch_size=64)."
         )
-    if iter(batches) is batches:
-        warnings.warn(
-            f"batches is a one-shot iterator: up to {count} of its batches are used up by the diagnosis. "
-            "Pass a list or a DataLoader to keep them.",
-            stacklevel=5,
-        )
     with preserved_generators(batches):
-        held = list(itertools.islice(batches, count))
+        if (source := iter(batches)) is batches:
+            warnings.warn(
+                f"batches is a one-shot iterator: up to {count} of its batches are used up by the diagnosis. "
+                "Pass a list or a DataLoader to keep them.",
+                stacklevel=5,
+            )
+        held = list(itertools.islice(source, count))
     if not held:
         raise ValueError(
             "batches is empty. A diagnosis needs at least one batch of (input, target). "
@@ -133,7 +133,8 @@ def _loss_with(names: tuple[str, ...], model: nn.Module, optimizer: Optimizer, g
     source = torch.Generator().manual_seed(0)
     with preserved_randomness(), torch.no_grad():
         for name, module in work.model.named_modules():
-            for parameter in module.parameters(recurse=False) if clean(name) in names else ():
+            own = [p for p in module.parameters(recurse=False) if p.requires_grad and p.numel()]
+            for parameter in own if clean(name) in names else ():
                 noise = torch.randn(parameter.shape, generator=source).to(parameter)
                 parameter.add_(noise * (1 + parameter.abs().max()))
         return float(trained.run(work.model, fresh(batch)))
