@@ -139,6 +139,17 @@ def vit() -> Program:
 
 
 @program
+def masked_autoencoder() -> Program:
+    """Fixed position codes stand among the weights, and in the optimizer; most patches are dropped at random."""
+    config = hf.ViTMAEConfig(
+        image_size=8, patch_size=2, num_channels=1, decoder_hidden_size=32, decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=4, decoder_intermediate_size=64, **SHAPE,
+    )  # fmt: skip
+    model = hf.ViTMAEForPreTraining(config).train()
+    return Program(model, [{"pixel_values": x} for x, _ in digits(16, 10, image=True)], adam(model, 3e-3))
+
+
+@program
 def convnext() -> Program:
     """Depthwise convolutions, and branches scaled by 1e-6 at the start."""
     config = hf.ConvNextConfig(

@@ -436,6 +436,37 @@ def test_a_forward_replaced_on_the_instance() -> None:
     assert diagnose(model, CE, data(), adam(model)).healthy
 
 
+@pytest.mark.parametrize("how", ["whole input", "one of two inputs", "own weight", "numpy", "argmax"])
+def test_a_cut_is_found_wherever_it_is(how: str) -> None:
+    model = Cut(how)
+    finding = diagnose(model, CE, data(), adam(model)).findings[0]
+    assert finding.cause == "disconnected"
+    assert ("model" if how == "own weight" else "encoder") in finding.where
+
+
+class Cut(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.head, self.mix = how, net(), nn.Bilinear(8, 8, 8)
+        if how == "own weight":
+            self.scale = nn.Parameter(torch.ones(8))
+        else:
+            self.encoder, self.codes = nn.Linear(8, 8), nn.Embedding(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "own weight":
+            return self.head((x * self.scale).detach())
+        hidden = self.encoder(x)
+        if self.how == "argmax":
+            return self.head(self.codes(hidden.argmax(1)))
+        if self.how == "numpy":
+            return self.head(torch.from_numpy(hidden.detach().numpy() + 1))
+        if self.how == "whole input":
+            return self.head(hidden.detach())
+        other = self.codes(torch.zeros(len(x), dtype=torch.long))
+        return self.head(self.mix(other, hidden.detach()))
+
+
 # Networks that are not a fixed chain of layers.
 
 
@@ -494,6 +525,16 @@ def spectrum(self: Any, x: Tensor) -> Tensor:
     return self.b(self.a(torch.fft.irfft(torch.fft.rfft(x) * self.filter, n=8)).relu())
 
 
+class HalfUsed(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(16, 16)
+        self.inner = nn.Linear(16, 16)
+        self.spare = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(super().forward(x).relu())
+
+
 ODD: dict[str, Callable[[], nn.Module]] = {
     "custom function": lambda: Built(lambda self, x: self.b(Square.apply(self.a(x)))),
     "data-dependent": lambda: Built(shrunk, deep=nn.Linear(16, 16)),
@@ -507,6 +548,9 @@ ODD: dict[str, Callable[[], nn.Module]] = {
     "quantised constants": lambda: Built(
         lambda self, x: self.b(self.a(x[:, self.order]).relu()),
         order=nn.Parameter(torch.arange(8), requires_grad=False),
+    ),
+    "one weight of a module unused": lambda: Built(
+        lambda self, x: self.b(self.part(self.a(x).relu())), part=HalfUsed()
     ),
     "spare head, first": lambda: Built(
         lambda self, x: (self.head(2 * x), self.b(self.a(x).relu()))[1], head=nn.Linear(8, 2)

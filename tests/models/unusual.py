@@ -739,3 +739,146 @@ def own_attention_pooling() -> Program:
         batches.append((x.view(32, 5, 64), (y.view(32, 5) == 3).any(1).float()))
     model = Bags()
     return Program(model, batches, torch.optim.Adam(model.parameters(), lr=5e-3), nn.BCEWithLogitsLoss())
+
+
+class SimSiam(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 32))
+        self.predictor = mlp(32, 16, 32)
+
+
+@program
+def simsiam() -> Program:
+    """A loss that starts at 0 and falls to -1; one side of each pair is detached on purpose."""
+    model = SimSiam()
+
+    def objective(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        a, b = (net.encoder(batch[0] + 0.2 * torch.randn_like(batch[0])) for _ in range(2))
+        return -F.cosine_similarity(net.predictor(a), b.detach()).mean()
+
+    return Program(model, digits(), torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), objective=objective)
+
+
+@program
+def ddpg_actor() -> Program:
+    """The actor climbs a critic that others train: the loss has no floor and no scale."""
+    actor, critic = nn.Sequential(*mlp(4, 64, 1), nn.Tanh()), mlp(5, 64, 1)
+
+    def objective(net: nn.Module, s: Tensor) -> Tensor:
+        return -critic(torch.cat([s, net(s)], dim=1)).mean()
+
+    batches = [torch.randn(64, 4) for _ in range(10)]
+    return Program(actor, batches, torch.optim.Adam(actor.parameters(), lr=1e-3), objective=objective)
+
+
+@program
+def clipped_policy() -> Program:
+    """PPO: where the ratio is clipped, no gradient is meant to flow."""
+    model = mlp(4, 64, 64, 3, act=nn.Tanh)
+
+    def objective(net: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        s, a, advantage = batch
+        out = net(s)
+        log_p = out[:, :2].log_softmax(1).gather(1, a.unsqueeze(1)).squeeze(1)
+        ratio = (log_p + math.log(2)).exp()
+        actor = -torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).mean()
+        return actor + 0.5 * F.mse_loss(out[:, 2], advantage)
+
+    batches = []
+    for _ in range(10):
+        s, a = torch.randn(128, 4), torch.randint(2, (128,))
+        batches.append((s, a, 2.0 * (a == (s[:, 0] > 0)) - 1))
+    return Program(model, batches, torch.optim.Adam(model.parameters(), lr=3e-3), objective=objective)
+
+
+class Spike(torch.autograd.Function):
+    """A step forward, a smooth bump backward."""
+
+    @staticmethod
+    def forward(ctx, v):
+        ctx.save_for_backward(v)
+        return (v > 0).float()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad / (1 + 5 * ctx.saved_tensors[0].abs()) ** 2
+
+
+class Spiking(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Linear(64, 100), nn.Linear(100, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        voltage, out = torch.zeros(len(x), 100), torch.zeros(len(x), 10)
+        for _ in range(8):
+            voltage = 0.9 * voltage + self.enter(x)
+            spikes = Spike.apply(voltage - 1)
+            voltage = voltage - spikes.detach()
+            out = out + self.leave(spikes)
+        return out / 8
+
+
+@program
+def spiking() -> Program:
+    model = Spiking()
+    return Program(model, digits(), torch.optim.Adam(model.parameters(), lr=3e-3), nn.CrossEntropyLoss())
+
+
+class Discrete(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(64, 64), mlp(64, 64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(F.gumbel_softmax(self.encoder(x).view(-1, 8, 8), tau=1.0, hard=True).flatten(1))
+
+
+@program
+def gumbel_autoencoder() -> Program:
+    model = Discrete()
+    return Program(model, [(x, x) for x, _ in digits()], torch.optim.Adam(model.parameters(), lr=3e-3), nn.MSELoss())
+
+
+@program
+def gentle_fine_tuning() -> Program:
+    """Trained before; the rate is now so small that nothing visible happens in a few dozen steps."""
+    model = mlp(64, 64, 10)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for x, y in digits(64, 200):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    model.zero_grad()
+    return Program(model, digits(), torch.optim.AdamW(model.parameters(), lr=2e-5), nn.CrossEntropyLoss())
+
+
+@program
+def quantiles() -> Program:
+    """The pinball loss, written by hand."""
+    model, levels = mlp(10, 32, 3), torch.tensor([0.1, 0.5, 0.9])
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        error = target.unsqueeze(1) - output
+        return torch.max(levels * error, (levels - 1) * error).mean()
+
+    return Program(model, table("diabetes"), torch.optim.Adam(model.parameters(), lr=1e-2), loss)
+
+
+@program
+def echo_state() -> Program:
+    """A random recurrent layer that nobody trains, and a readout."""
+
+    class Reservoir(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.out = nn.RNN(8, 128, batch_first=True), nn.Linear(128, 10)
+            self.rnn.requires_grad_(False)
+            nn.init.orthogonal_(self.rnn.weight_hh_l0, 0.9)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.rnn(x.squeeze(1))[0][:, -1])
+
+    model = Reservoir()
+    return Program(model, digits(image=True), torch.optim.Adam(model.out.parameters(), lr=1e-2), F.cross_entropy)

@@ -57,13 +57,14 @@ def confirmed(
         cuts: what looks cut off: modules that ran and left no trace in the graph.
         parameters: all weights; suspects too are those that the optimizer holds and whose module ran, though they are
             out of the graph: a module that also gets other data hides the cut before it.
-        loss_with: the loss of a fresh copy in which the own weights of these modules were moved, with the same noise.
+        loss_with: the loss of a fresh copy in which the weights of these modules that are out of the graph were moved.
     """
     if any(cut.where == "loss" for cut in cuts):
         return cuts
     known = {name for cut in cuts for name in cut.behind}
-    lost = [p.name.rpartition(".")[0] for p in parameters if p.used and p.in_optimizer and not p.reached]
-    hidden = tuple(dict.fromkeys(name for name in lost if name not in known))
+    lost = [p for p in parameters if p.used and p.requires_grad and p.in_optimizer and not p.reached]
+    modules = dict.fromkeys(p.name.rpartition(".")[0] for p in lost)
+    hidden = tuple(name for name in modules if name not in known)
     if hidden:
         cuts = (*cuts, Cut(hidden[-1], "detach", hidden, "what it puts out reaches the loss without its history"))
     if not cuts:

@@ -24,7 +24,7 @@ from unvanish.torch.probe import merge_units
 from unvanish.torch.rank import stable_rank
 from unvanish.torch.rehearse import find_birth, rehearse
 from unvanish.torch.scopes import clean
-from unvanish.types import Flow, OptimizerView, Site
+from unvanish.types import Flow, OptimizerView, Parameter, Site
 
 _MOST_BATCHES = 16
 _DEEP = 10  # weight layers in a row from which directions may collapse
@@ -53,6 +53,11 @@ def flow_of(
             )
         first, sites = _probe(model, optimizer, goal, held)
         parameters = tuple(p if given else replace(p, in_optimizer=None) for p in first.parameters)
+
+        def moved(modules: tuple[str, ...]) -> float:
+            assert optimizer is not None, "the user's, or ours in its place"
+            return _loss_with(_lost(parameters, modules), model, optimizer, goal, held[0])
+
         flow = Flow(
             sites=sites,
             parameters=parameters,
@@ -60,7 +65,11 @@ def flow_of(
             times=first.times,
             inputs=first.inputs,
             optimizer=view_optimizer(optimizer, given),
-            cuts=confirmed(first.cuts, parameters, lambda names: _loss_with(names, model, optimizer, goal, held[0])),
+            cuts=confirmed(
+                first.cuts,
+                parameters,
+                lambda names: _loss_with(_lost(parameters, names), model, optimizer, goal, held[0]),
+            ),
             batch_size=first.batch_size,
             unobserved=unobserved(sites),
         )
@@ -127,14 +136,18 @@ def _probe(
     return first, merge_units(first.sites, first.units, second.units)
 
 
-def _loss_with(names: tuple[str, ...], model: nn.Module, optimizer: Optimizer, goal: Objective, batch: Any) -> float:
-    """The loss of a fresh copy whose modules of these names have other weights, from the same random state."""
+def _lost(parameters: Iterable[Parameter], modules: tuple[str, ...]) -> set[str]:
+    """Names of the trainable weights of these modules that the graph does not reach."""
+    return {p.name for p in parameters if p.requires_grad and not p.reached and p.name.rpartition(".")[0] in modules}
+
+
+def _loss_with(names: set[str], model: nn.Module, optimizer: Optimizer, goal: Objective, batch: Any) -> float:
+    """The loss of a fresh copy in which the weights of these names are others, from the same random state."""
     work, trained = _copy(model, optimizer, goal)
     source = torch.Generator().manual_seed(0)
     with preserved_randomness(), torch.no_grad():
-        for name, module in work.model.named_modules():
-            own = [p for p in module.parameters(recurse=False) if p.requires_grad and p.numel()]
-            for parameter in own if clean(name) in names else ():
+        for name, parameter in work.model.named_parameters():
+            if clean(name) in names and parameter.numel():
                 noise = torch.randn(parameter.shape, generator=source).to(parameter)
                 parameter.add_(noise * (1 + parameter.abs().max()))
         return float(trained.run(work.model, fresh(batch)))
