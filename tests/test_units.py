@@ -7,8 +7,9 @@ from typing import get_args
 
 import pytest
 
-from unvanish.types import Cause, Finding, Flow
+from unvanish.types import Finding, Flow
 from unvanish.units import AbstractRule, rules
+from unvanish.vocabulary import Cause
 
 RULES = rules()
 CAUSES = get_args(Cause)

@@ -60,7 +60,7 @@ def best_lever(flow: Flow, lever: str, *, above: float = 0.0, below: float = mat
 
 
 def relieves(flow: Flow, lever: str, *, below: float = math.inf) -> bool:
-    """Does moving this lever (by a factor under ``below``) bring a loss far above the constant predictor's down to less than half of where it stays?
+    """Does moving this lever (by a factor under ``below``) more than halve a loss far above the constant predictor's?
 
     A loss that only comes back to the constant predictor's has removed nothing of it, yet the lever was right.
     """

@@ -12,40 +12,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from unvanish import serialize
+from unvanish.vocabulary import Cause, Kind, Severity
 
 SCHEMA = 1
-
-Kind = Literal[
-    "linear",
-    "convolution",
-    "recurrent",
-    "attention",
-    "activation",
-    "softmax",
-    "normalization",
-    "embedding",
-    "merge",
-    "loss",
-    "other",
-]
-Severity = Literal["low", "medium", "high"]
-Cause = Literal[
-    "saturation",
-    "dead-units",
-    "initialization",
-    "depth",
-    "normalization",
-    "recurrent-depth",
-    "input-scale",
-    "loss-mismatch",
-    "disconnected",
-    "precision",
-    "learning-rate-high",
-    "learning-rate-low",
-    "exploding",
-    "non-finite",
-    "symmetry",
-]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import ClassVar
 
-from unvanish.types import Cause, Finding, Flow
+from unvanish.types import Finding, Flow
+from unvanish.vocabulary import Cause
 
 
 class AbstractRule(ABC):

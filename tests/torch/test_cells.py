@@ -51,7 +51,11 @@ def test_equals_the_gradients_of_a_loop_over_cells(kind, cell, options, read, ba
     kernel.watch(output)
     outputs = output[0].transpose(0, 1) if batch_first else output[0]
     last = output[1][0] if isinstance(output[1], tuple) else output[1]
-    loss = {"all": outputs.square().mean(), "last output": outputs[-1].square().sum(), "last state": last.square().sum()}
+    loss = {
+        "all": outputs.square().mean(),
+        "last output": outputs[-1].square().sum(),
+        "last state": last.square().sum(),
+    }
     loss[read].backward()
     assert state_norms(kernel) == pytest.approx(oracle(layer, cell(5, 6, **options), x, read), rel=1e-4)
 

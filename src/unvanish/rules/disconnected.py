@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from unvanish import reading
 from unvanish.rules import _flows
-from unvanish.types import Cause, Cut, Evidence, Finding, Flow, Site
+from unvanish.types import Cut, Evidence, Finding, Flow, Site
 from unvanish.units import AbstractRule
+from unvanish.vocabulary import Cause
 
 _FLAT = ("round", "floor", "ceil", "sign", "trunc", "heaviside")
 

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from unvanish import reading, theory
 from unvanish.rules import _flows, _words
-from unvanish.types import Cause, Evidence, Finding, Flow
+from unvanish.types import Evidence, Finding, Flow
 from unvanish.units import AbstractRule
+from unvanish.vocabulary import Cause
 
 
 @dataclass(frozen=True)

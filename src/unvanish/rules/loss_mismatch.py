@@ -9,8 +9,9 @@ from typing import ClassVar
 
 from unvanish import reading
 from unvanish.rules import _flows
-from unvanish.types import Cause, Evidence, Finding, Flow, Moments
+from unvanish.types import Evidence, Finding, Flow, Moments
 from unvanish.units import AbstractRule
+from unvanish.vocabulary import Cause
 
 _RANGES = {"sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "relu": (0.0, math.inf)}
 _DISTANCES = ("mse", "l1", "smooth_l1", "huber")

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from unvanish import reading
 from unvanish.rules import _flows
-from unvanish.types import Cause, Evidence, Finding, Flow, NonFinite
+from unvanish.types import Evidence, Finding, Flow, NonFinite
 from unvanish.units import AbstractRule
+from unvanish.vocabulary import Cause
 
 _HINTS = {
     "log": "keep its argument away from 0: log(x.clamp_min(eps)), or use log_softmax / logsigmoid",

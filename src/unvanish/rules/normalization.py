@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from unvanish import reading
 from unvanish.rules import _flows, _words
-from unvanish.types import Cause, Evidence, Finding, Flow, Moments, Site
+from unvanish.types import Evidence, Finding, Flow, Moments, Site
 from unvanish.units import AbstractRule
+from unvanish.vocabulary import Cause
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from unvanish import reading
 from unvanish.rules import _flows
-from unvanish.types import Cause, Evidence, Finding, Flow, Parameter
+from unvanish.types import Evidence, Finding, Flow, Parameter
 from unvanish.units import AbstractRule
+from unvanish.vocabulary import Cause
 
 _LOW = ("float16", "bfloat16")
 

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from unvanish.torch import ops
-from unvanish.types import Kind
+from unvanish.vocabulary import Kind
 
 _Edges = tuple[tuple[Any, int], ...]
 _LEAF = "AccumulateGrad"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from unvanish.types import Kind
+from unvanish.vocabulary import Kind
 
 _SUFFIX = re.compile(r"(Backward)?\d*$")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
