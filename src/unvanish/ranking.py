@@ -68,8 +68,13 @@ def _notes(flow: Flow) -> tuple[str, ...]:
     if fall is not None and not math.isnan(fall):
         size = "exactly zero" if fall == math.inf else f"{reading.decades(-fall):+.1f} decades from the last's"
         notes.append(f"the first layer's gradient is {size}")
-    if reached is None:
+    outside = sum(p.registered and p.requires_grad and p.reached and p.in_optimizer is False for p in flow.parameters)
+    if outside:
+        notes.append(f"{outside} trainable parameters are not in the optimizer that was given")
+    if reached is None and not flow.experiments:
         notes.append("learning was not tried")
+    elif reached is None:
+        notes.append("the loss has no bottom to measure by")
     elif reached >= reading.LEARNS or floor is None or not flow.steps:
         notes.append(f"{100 * reached:.0f} % of the loss removed on one batch or in training")
     elif abs(flow.steps[-1].loss - floor) < _AT_FLOOR * floor:

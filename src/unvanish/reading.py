@@ -33,14 +33,27 @@ def progress(flow: Flow) -> float | None:
 def learns(flow: Flow) -> bool:
     """The network demonstrably learns as it is."""
     reached = progress(flow)
-    return reached is not None and reached >= LEARNS
+    return falls(flow) if reached is None else reached >= LEARNS
+
+
+def falls(flow: Flow) -> bool:
+    """Does the loss fall far beyond its own noise?  For losses without a bottom, which may be negative (policies).
+
+    Far: the end lies three standard deviations of the first fifth below its mean.
+    """
+    losses = next((e.losses for e in flow.experiments if e.lever == "none"), ())
+    fifth = len(losses) // 5
+    if fifth < 3 or not all(map(math.isfinite, losses)):
+        return False
+    start, end = losses[:fifth], losses[-fifth:]
+    return statistics.median(end) < statistics.mean(start) - 3 * statistics.stdev(start)
 
 
 def improves(flow: Flow) -> bool | None:
     """Was the network seen to learn at all, or was it converged from the start?  None where it was not tried."""
     reached = progress(flow)
     if reached is None:
-        return None
+        return falls(flow) if flow.experiments else None
     converged = flow.loss.floor is not None and flow.loss.value < 0.2 * flow.loss.floor
     return converged or reached >= 0.1 or decline(flow) >= 0.1
 
@@ -90,17 +103,16 @@ def activations(flow: Flow) -> tuple[Site, ...]:
 def fall(flow: Flow) -> float | None:
     """Nats by which the gradient is smaller at the first weights than at the last (negative: it grows).
 
-    +inf where it is exactly zero at the first and not at the last; None where there is nothing to compare.
+    Where skips carry the gradient, the best-fed of the first third counts: in a transformer query and key projections
+    get next to nothing at the start, whatever stands behind them.  +inf where it is exactly zero at the first and not
+    at the last; None where there is nothing to compare.
     """
-    observed = [s for s in body(flow) if s.log_grad_out is not None and not math.isnan(s.log_grad_out)]
-    if len(observed) < 2:
+    logs = [s.log_grad_out for s in body(flow) if s.log_grad_out is not None and not math.isnan(s.log_grad_out)]
+    if len(logs) < 2 or logs[-1] == -math.inf:
         return None
-    first, last = observed[0].log_grad_out, observed[-1].log_grad_out
-    assert first is not None, "only observed sites are compared"
-    assert last is not None, "only observed sites are compared"
-    if last == -math.inf:
-        return None
-    return last - first
+    skips = any(s.kind == "merge" and s.op == "add" and len(s.inputs) > 1 for s in flow.sites)
+    first = max(logs[: math.ceil(len(logs) / 3)]) if skips else logs[0]
+    return logs[-1] - first
 
 
 def losses_of(sites: Iterable[Site], part: str) -> dict[str, float]:

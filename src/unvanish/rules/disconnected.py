@@ -31,6 +31,7 @@ class Disconnected(AbstractRule):
     """
 
     flat_gradient: float = -math.inf
+    trains: float = 0.15
     cause: ClassVar[Cause] = "disconnected"
     title: ClassVar[str] = "weights cut off from the loss, or from the optimizer"
     source: ClassVar[str] = "PyTorch documentation, Autograd mechanics; Bengio et al. 2013, arXiv:1308.3432 (flat ops)"
@@ -123,12 +124,13 @@ class Disconnected(AbstractRule):
         lost = [
             p for p in flow.parameters if p.registered and p.requires_grad and p.reached and p.in_optimizer is False
         ]
-        if not lost or not any(p.in_optimizer for p in flow.parameters):
-            return None
+        well = reading.learns(flow) and (reading.trains(flow) or 0.0) >= self.trains
+        if not lost or not any(p.in_optimizer for p in flow.parameters) or well:
+            return None  # a net that trains well may have a second optimizer; the notes mention these weights
         modules = tuple(dict.fromkeys(p.name.rpartition(".")[0] or p.name for p in lost))
         return self._finding(
             modules,
-            0.6 if reading.learns(flow) else 0.9,
+            0.9,
             f"{len(lost)} of {len(flow.parameters)} parameters get a gradient but are not in the optimizer "
             f"({', '.join(modules[:4])}): they keep their initial values for ever. Expected: every weight that requires a "
             "gradient is in one of optimizer.param_groups. Pass model.parameters(), or set requires_grad_(False) on "

@@ -49,7 +49,7 @@ class Initialization(AbstractRule):
         if fall is None or math.isnan(fall) or fall < self.fall or not losses or reading.learns(flow):
             return None
         rate = reading.best_lever(flow, "learning-rate")
-        if self._carried(flow) or (rate is not None and (rate.progress or 0.0) >= reading.LEARNS):
+        if rate is not None and (rate.progress or 0.0) >= reading.LEARNS:
             return None  # with these very weights it learns, at another rate
         by_weights = sum(losses.values())
         by_saturation = sum(max(0.0, v) for v in reading.losses_of(flow.sites, "saturation").values())
@@ -62,15 +62,6 @@ class Initialization(AbstractRule):
         mean = by_weights / len(losses)
         sure = 0.93 if len(losses) >= self.deep else 0.75  # few layers rarely fail by their weights alone
         return self._finding(flow, low, sure) if low and mean >= self.per_layer else None
-
-    def _carried(self, flow: Flow) -> bool:
-        """Do skips carry the gradient past weak layers, so that some early weights get nearly what the last ones do?
-
-        In a transformer query and key projections get next to nothing at the start, whatever stands behind them.
-        """
-        joins = [s for s in flow.sites if s.kind == "merge" and s.op == "add" and len(s.inputs) > 1]
-        logs = [s.log_grad_out for s in reading.body(flow) if s.log_grad_out is not None]
-        return bool(joins) and logs[-1] - max(logs[: math.ceil(len(logs) / 3)]) < self.fall
 
     def _finding(self, flow: Flow, low: dict[str, float], confidence: float) -> Finding:
         mean = sum(low.values()) / len(low)
