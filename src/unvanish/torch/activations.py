@@ -1,6 +1,7 @@
 """Dead and saturated units, from the derivative of the activation at the values the network really had.
 
-An autograd node called on ones returns its own derivative, whatever the activation: no table of formulas.
+An autograd node called on ones returns its own derivative, whatever the activation: no table of formulas.  Where the
+node keeps its output and its kernel can be called by name, many of equal shape are derived in one call of that kernel.
 A unit is dead when its derivative is zero on all samples seen; an element is saturated when its derivative has
 fallen below 5 % of the activation's largest slope (tanh beyond 2.2, sigmoid beyond 4.4 before the activation).
 """
@@ -8,22 +9,33 @@ fallen below 5 % of the activation's largest slope (tanh beyond 2.2, sigmoid bey
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from unvanish.torch.buffers import Buffers
 from unvanish.torch.graph import Vertex
 
 SATURATING = {"tanh": 1.0, "sigmoid": 0.25, "hardtanh": 1.0, "hardsigmoid": 1 / 6, "relu6": 1.0, "softsign": 1.0}
 _RISING = {"tanh", "sigmoid", "relu", "relu6", "leaky_relu", "hardtanh", "hardsigmoid", "elu", "selu", "softplus"}
 _FLAT_SHARE = 0.05
 _ZERO = 1e-6  # a derivative below this passes nothing in float32 training
-_QUEUE_LENGTH = 64
 _REAL = frozenset({"float32", "float64", "float16", "bfloat16"})
-_QUEUE_BYTES = 1 << 18  # what waits is still in the cache when it is measured
 
-_Key = tuple[str, torch.Size, torch.dtype, torch.device, int]
+_aten: Any = torch.ops.aten  # resolved once: the look-up costs more than the call
+_tanh, _sigmoid = _aten.tanh_backward.grad_input, _aten.sigmoid_backward.grad_input
+_relu = _aten.threshold_backward.grad_input
+# the kernels of the nodes that keep their output: (ones, outputs, where to put the derivatives)
+DERIVATIVES: dict[str, Callable[[Tensor, Tensor, Tensor], object]] = {
+    "Tanh": lambda ones, kept, out: _tanh(ones, kept, grad_input=out),
+    "Sigmoid": lambda ones, kept, out: _sigmoid(ones, kept, grad_input=out),
+    "Relu": lambda ones, kept, out: _relu(ones, kept, 0, grad_input=out),
+}
+
+_Key = tuple[str, bool, tuple[int, ...], torch.dtype, torch.device, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,47 +55,68 @@ def units(alive: Tensor, saturated: float | None) -> Units:
 class UnitQueue:
     """Measures activations; those of equal shape and op together."""
 
-    def __init__(self) -> None:
-        self._waiting: dict[_Key, list[tuple[int, Tensor]]] = defaultdict(list)
+    def __init__(self, outputs: Callable[[list[int], Tensor], None]) -> None:
+        """``outputs`` is shown the kept outputs of ``add_output``, stacked, with the keys given there."""
+        self._show = outputs
+        self._waiting: dict[_Key, list[tuple[int, int, Tensor]]] = defaultdict(list)
         self._done: dict[int, Units] = {}
         self._ones: dict[tuple[object, ...], Tensor] = {}
+        self._kept, self._slopes = Buffers(), Buffers()
 
     def add(self, key: int, vertex: Vertex, channel: bool) -> None:
         """Queue one activation; ``channel`` = its units lie along axis 1 (it follows a convolution)."""
         slope = self._derivative(vertex)
-        if slope is None:
-            return
-        axis = 1 if channel and slope.ndim > 2 else slope.ndim - 1
-        group = self._waiting[vertex.op, slope.shape, slope.dtype, slope.device, axis]
-        group.append((key, slope))
-        if len(group) >= _QUEUE_LENGTH or len(group) * slope.numel() * slope.element_size() >= _QUEUE_BYTES:
-            self._flush(vertex.op, axis, group)
+        if slope is not None:
+            self._queue(key, -1, vertex, slope, channel)
+
+    def add_output(self, key: int, number: int, vertex: Vertex, output: Tensor, channel: bool) -> None:
+        """Queue one activation by the output it kept; ``number`` >= 0 = show this output under this key as well."""
+        self._queue(key, number, vertex, output, channel, kept=True)
 
     def finish(self) -> dict[int, Units]:
         """Measure what still waits and return key -> Units."""
-        for (op, _, _, _, axis), group in self._waiting.items():
+        for key, group in self._waiting.items():
             if group:
-                self._flush(op, axis, group)
+                self._flush(key, group)
         self._ones.clear()
+        self._kept.clear()
+        self._slopes.clear()
         return self._done
+
+    def _queue(
+        self, key: int, number: int, vertex: Vertex, values: Tensor, channel: bool, *, kept: bool = False
+    ) -> None:
+        shape = vertex.shape
+        axis = 1 if channel and len(shape) > 2 else len(shape) - 1
+        kind = (vertex.op, kept, shape, values.dtype, values.device, axis)
+        group = self._waiting[kind]
+        group.append((key, number, values))
+        if len(group) >= Buffers.length(values):
+            self._flush(kind, group)
 
     def _derivative(self, vertex: Vertex) -> Tensor | None:
         """phi' at the saved input; None where the values were not kept (checkpointing recomputes them only once)."""
         if not vertex.shape or 0 in vertex.shape or not readable(vertex):
             return None
         meta = vertex.node._input_metadata[0]
-        key = (vertex.shape, meta.dtype, meta.device)
-        ones = self._ones.get(key)
-        if ones is None:  # one element seen as many: it takes no memory
-            ones = self._ones[key] = torch.ones((), dtype=meta.dtype, device=meta.device).expand(vertex.shape)
+        ones = self._one(vertex.shape, meta.dtype, meta.device)
         slope = vertex.node(ones)
         slope = slope[0] if isinstance(slope, tuple) else slope
         if not isinstance(slope, Tensor) or slope.shape != ones.shape:
             return None
         return slope.clone() if slope.data_ptr() == ones.data_ptr() else slope.detach()
 
-    def _flush(self, op: str, axis: int, group: list[tuple[int, Tensor]]) -> None:
-        slopes = group[0][1].unsqueeze(0) if len(group) == 1 else torch.stack([slope for _, slope in group])
+    def _one(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """One element seen as many: it takes no memory."""
+        key = (shape, dtype, device)
+        ones = self._ones.get(key)
+        if ones is None:
+            ones = self._ones[key] = torch.ones((), dtype=dtype, device=device).expand(shape)
+        return ones
+
+    def _flush(self, kind: _Key, group: list[tuple[int, int, Tensor]]) -> None:
+        op, kept, *_, axis = kind
+        slopes = self._derived(kind, group) if kept else self._slopes.stack([values for _, _, values in group])
         if op not in _RISING:
             slopes.abs_()
         rest = [dim for dim in range(1, slopes.ndim) if dim != axis + 1]
@@ -95,9 +128,20 @@ class UnitQueue:
             shares = list(flat.mean(dim=1, dtype=torch.float32).tolist())
         count = alive[0].numel()
         living = alive.reshape(len(group), -1).count_nonzero(dim=1).tolist()
-        for (key, _), mask, share, lived in zip(group, alive.unbind(0), shares, living, strict=True):
+        for (key, _, _), mask, share, lived in zip(group, alive.unbind(0), shares, living, strict=True):
             self._done[key] = Units(mask, share, 1 - lived / count)
         group.clear()
+
+    def _derived(self, kind: _Key, group: list[tuple[int, int, Tensor]]) -> Tensor:
+        """The derivatives of a group of kept outputs, which are shown on the way."""
+        op, _, shape, dtype, device, _ = kind
+        outputs = self._kept.stack([values for _, _, values in group])
+        slopes = self._slopes.like(outputs)
+        DERIVATIVES[op.capitalize()](self._one(shape, dtype, device), outputs, slopes)
+        shown = [i for i, (_, number, _) in enumerate(group) if number >= 0]
+        if shown:
+            self._show([group[i][1] for i in shown], outputs if len(shown) == len(group) else outputs[shown])
+        return slopes
 
 
 def readable(vertex: Vertex) -> bool:

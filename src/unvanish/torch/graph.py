@@ -22,6 +22,7 @@ _LEAF = "AccumulateGrad"
 # ops that read data even where all that autograd shows of their inputs is a parameter: the ids need no gradient
 _LOOKUPS = frozenset({"Index", "IndexSelect", "Gather", "Take", *ops.EMBEDDINGS})
 _READS_DATA = frozenset({"linear", "convolution", "recurrent", "embedding", "normalization", "attention", "loss"})
+_BYTES = {"float64": 8, "complex64": 8, "complex128": 16, "float16": 2, "bfloat16": 2}
 _HIDDEN = frozenset(ops.ISOMETRIES | ops.STRUCTURE)
 
 
@@ -46,6 +47,11 @@ class Vertex:
     hidden: bool = False
     raw_input: bool = False
     constant: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of its output, and of the gradient that arrives there."""
+        return math.prod(self.shape) * _BYTES.get(self.dtype, 4)
 
     @property
     def isometry(self) -> bool:

@@ -7,12 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from unvanish.torch.buffers import Buffers
 from unvanish.torch.norms import dense
 from unvanish.types import Moments
 
 _SMALL = 1 << 16  # bytes: below this the call costs more than the arithmetic, so equal shapes are measured together
-_QUEUE_BYTES = 1 << 19  # what waits is still in the cache when it is measured
-_QUEUE_LENGTH = 128
 _ALIKE = 0.99  # |mean over the batch| / rms above which a difference of squares would lose digits
 _EXACT = (torch.float32, torch.float64)  # dtypes measured as they are
 
@@ -27,13 +26,12 @@ def batch_axis(shape: tuple[int, ...], batch_size: int | None) -> int | None:
 
 
 class _Group:
-    """Room for tensors of one shape and dtype, reused: fresh memory would cost more than the arithmetic."""
+    """The buffer of one kind of tensors, filled row by row."""
 
     __slots__ = ("buffer", "keys", "rows")
 
     def __init__(self, like: Tensor) -> None:
-        length = max(1, min(_QUEUE_LENGTH, _QUEUE_BYTES // (like.numel() * like.element_size())))
-        self.buffer = torch.empty((length, *like.shape), dtype=like.dtype, device=like.device)
+        self.buffer = torch.empty((Buffers.length(like), *like.shape), dtype=like.dtype, device=like.device)
         self.rows = self.buffer.unbind(0)
         self.keys: list[int] = []
 
@@ -56,7 +54,7 @@ class MomentQueue:
             if size == 0:
                 return
             if size > _SMALL:
-                self._done[key] = _measure(kept.unsqueeze(0), self.batch_size)[0]
+                self._done[key] = measure(kept.unsqueeze(0), self.batch_size)[0]
                 return
             group = _Group(kept)
             if tensor.layout is torch.strided:  # others of this shape need not hold as many numbers
@@ -65,6 +63,10 @@ class MomentQueue:
         group.keys.append(key)
         if len(group.keys) == len(group.rows) or tensor.layout is not torch.strided:
             self._flush(group)
+
+    def add_stack(self, keys: list[int], stack: Tensor) -> None:
+        """Measure tensors of one shape that lie side by side; they are overwritten."""
+        self._done.update(zip(keys, measure(stack, self.batch_size, ours=True), strict=True))
 
     def finish(self) -> dict[int, Moments]:
         """Measure what still waits and return everything."""
@@ -76,7 +78,7 @@ class MomentQueue:
 
     def _flush(self, group: _Group) -> None:
         length = len(group.keys)
-        self._done.update(zip(group.keys, _measure(group.buffer[:length], self.batch_size), strict=True))
+        self._done.update(zip(group.keys, measure(group.buffer[:length], self.batch_size, ours=True), strict=True))
         group.keys.clear()
 
 
@@ -85,55 +87,79 @@ def moments(tensor: Tensor, batch_size: int | None = None) -> Moments:
     tensor = dense(tensor)
     if tensor.numel() == 0:
         return Moments(count=0, rms=0.0, mean=0.0)
-    one = _measure(tensor.unsqueeze(0), batch_size)[0]
+    one = measure(tensor.unsqueeze(0), batch_size)[0]
     largest = float(tensor.abs().max()) if tensor.dtype != torch.bool else float(tensor.any())
     return Moments(one.count, one.rms, one.mean, one.batch_std, largest, one.nonfinite)
 
 
-def _measure(stack: Tensor, batch_size: int | None) -> list[Moments]:
-    """Moments of tensors of one shape. Float32 throughout, again in float64 for those that leave its range."""
+def measure(stack: Tensor, batch_size: int | None, *, ours: bool = False) -> list[Moments]:
+    """Moments of tensors of one shape. Float32 throughout, again in float64 for those that leave its range.
+
+    ``ours``: the stack is a buffer that nobody reads afterwards, so that it may be overwritten instead of copied.
+    """
     wide = stack if stack.dtype in _EXACT else stack.to(torch.float32)
     count = stack[0].numel()
-    return [
-        _moments(row, count) if 1e-15 < row[0] < 1e15 else _slow(stack[i], batch_size)
-        for i, row in enumerate(_columns(wide, batch_size))
-    ]
+    rows = _columns(wide, batch_size)
+    slow = {i: _slow(stack[i], batch_size) for i, row in enumerate(rows) if not 1e-15 < row[0] < 1e15}
+    _tell_apart(rows, wide, batch_size, ours=ours or wide is not stack)
+    return [slow[i] if i in slow else _moments(row, count) for i, row in enumerate(rows)]
 
 
 def _columns(stack: Tensor, batch_size: int | None) -> list[list[float]]:
-    """(rms, mean, batch_std or NaN) of each tensor in a stack."""
+    """(rms, mean, rms of the mean over the batch or NaN) of each tensor in a stack."""
     length, count = len(stack), stack[0].numel()
     flat = stack.reshape(length, -1)
     axis = batch_axis(tuple(stack.shape[1:]), batch_size)
-    rms = torch.linalg.vector_norm(flat, dim=1) / math.sqrt(count)
+    norm, root = torch.linalg.vector_norm(flat, dim=1), math.sqrt(count)
     if axis is None:
-        columns = torch.stack([rms, flat.sum(dim=1) / count, torch.full_like(rms, math.nan)], dim=1)
-        rows: list[list[float]] = columns.tolist()
-        return rows
-    share = stack.shape[axis + 1] / count
-    centre = (stack.sum(dim=axis + 1) / stack.shape[axis + 1]).reshape(length, -1)
-    offset = torch.linalg.vector_norm(centre, dim=1) * math.sqrt(share)
-    rows = torch.stack([rms, centre.sum(dim=1) * share, offset], dim=1).tolist()
+        sums = torch.stack([norm, flat.sum(dim=1)], dim=1).tolist()
+        return [[size / root, total / count, math.nan] for size, total in sums]
+    total = stack.sum(dim=axis + 1).reshape(length, -1)
+    columns = torch.stack([norm, total.sum(dim=1), torch.linalg.vector_norm(total, dim=1)], dim=1)
+    spread = math.sqrt(stack.shape[axis + 1] * count)
+    return [[size / root, total / count, centre / spread] for size, total, centre in columns.tolist()]
+
+
+def _tell_apart(rows: list[list[float]], stack: Tensor, batch_size: int | None, *, ours: bool) -> None:
+    """Turn the third column, the rms of the mean over the batch, into the standard deviation around it."""
     alike = [i for i, row in enumerate(rows) if row[2] > _ALIKE * row[0]]
     for row in rows:
-        row[2] = math.sqrt(max(0.0, row[0] ** 2 - row[2] ** 2))
-    if alike:
-        stds = _batch_std(stack if len(alike) == length else stack[alike], axis + 1)
-        for i, std in zip(alike, stds, strict=True):
-            rows[i][2] = std
-    return rows
+        row[2] = math.sqrt(max(0.0, row[0] * row[0] - row[2] * row[2])) if row[2] == row[2] else row[2]
+    axis = batch_axis(tuple(stack.shape[1:]), batch_size)
+    if alike and axis is not None:
+        few = 2 * len(alike) < len(stack)
+        stds = _batch_std(stack[alike] if few else stack, axis + 1, ours=ours or few)
+        for place, i in enumerate(alike):
+            rows[i][2] = stds[place if few else i]
 
 
-def _batch_std(stack: Tensor, axis: int) -> list[float]:
+def _batch_std(stack: Tensor, axis: int, *, ours: bool) -> list[float]:
     """Root mean square over features of the (biased) standard deviation over the batch, for nearly equal samples.
 
-    In float64, for what differs may be tiny, and with the first sample subtracted first: the mean would round it away.
+    With the first sample subtracted first: the difference of floats is exact where they are close, while the mean
+    would round away what differs.  In float64 where the first sample stands far out or the squares underflow.
     """
-    wide = stack.to(torch.float64)
-    shifted = wide - wide.narrow(axis, 0, 1)
-    centred = shifted.sub_(shifted.mean(dim=axis, keepdim=True)).reshape(len(stack), -1)
-    deviations: list[float] = (torch.linalg.vector_norm(centred, dim=1) / math.sqrt(stack[0].numel())).tolist()
-    return deviations
+    first = stack.narrow(axis, 0, 1)
+    shifted = stack.sub_(first.clone()) if ours else stack - first
+    length, count, samples = len(stack), stack[0].numel(), stack.shape[axis]
+    norm = torch.linalg.vector_norm(shifted.reshape(length, -1), dim=1)
+    total = torch.linalg.vector_norm(shifted.sum(dim=axis).reshape(length, -1), dim=1)
+    pairs = torch.stack([norm, total], dim=1).tolist()
+    squares = [size * size - centre * centre / samples for size, centre in pairs]
+    stds = [math.sqrt(max(0.0, square) / count) for square in squares]
+    for i, (size, _) in enumerate(pairs):
+        if not (squares[i] > 0.1 * size * size > 1e-28):
+            stds[i] = _exact_std(shifted[i], axis - 1)
+    return stds
+
+
+def _exact_std(shifted: Tensor, axis: int) -> float:
+    """The same of one tensor, centred in float64."""
+    if not shifted.any():
+        return 0.0
+    wide = shifted.to(torch.float64)
+    centred = wide.sub_(wide.mean(dim=axis, keepdim=True))
+    return float(torch.linalg.vector_norm(centred)) / math.sqrt(shifted.numel())
 
 
 def _slow(tensor: Tensor, batch_size: int | None) -> Moments:
@@ -143,8 +169,10 @@ def _slow(tensor: Tensor, batch_size: int | None) -> Moments:
     if bad:
         return Moments(tensor.numel(), math.nan, math.nan, None, math.inf, bad)
     scale = float(wide.abs().max()) or 1.0
-    row = _columns((wide / scale).unsqueeze(0), batch_size)[0]
-    return _moments([value * scale for value in row], tensor.numel())
+    stack = (wide / scale).unsqueeze(0)
+    rows = _columns(stack, batch_size)
+    _tell_apart(rows, stack, batch_size, ours=True)
+    return _moments([value * scale for value in rows[0]], tensor.numel())
 
 
 def _moments(row: list[float], count: int) -> Moments:

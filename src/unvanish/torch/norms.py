@@ -2,7 +2,7 @@
 
 A float32 L2 norm is 0 below about 1e-22 and inf above 1e19 because the squares leave the range: such tensors, and
 only they, are measured again in float64.  Tensors wait in a small queue and are measured together, so that a probe
-costs one call per queue and never holds more than ``_QUEUE_BYTES``.
+costs one call per queue and never holds more than ``QUEUE_BYTES``.
 """
 
 from __future__ import annotations
@@ -12,21 +12,34 @@ import math
 import torch
 from torch import Tensor
 
-_QUEUE_LENGTH = 256
-_QUEUE_BYTES = 1 << 17  # what waits is still in the cache when it is measured
+from unvanish.torch.buffers import QUEUE_BYTES, QUEUE_LENGTH, Buffers
+
+_STRIDED, _complex = torch.strided, torch.is_complex
 _SAFE = (1e-15, 1e18)  # float32 norms between these are exact to rounding
 _SAFE_WIDE = (1e-140, 1e150)  # the same for float64
 
 
+_Gradients = Tensor | tuple[Tensor | None, ...] | None
+
+
 class Norms:
-    """Queue of tensors whose L2 norms are wanted; ``add`` returns the slot to read after ``finish``."""
+    """Queue of tensors whose L2 norms are wanted; ``add`` returns the slot to read after ``finish``.
+
+    ``waiting`` may also be filled from outside, with a tensor or with a tuple of which the first tensor counts:
+    then the caller flushes.
+    """
 
     def __init__(self) -> None:
+        self.waiting: dict[int, _Gradients] = {}
         self._slots = 0
         self._bytes = 0
-        self._waiting: list[tuple[int, Tensor]] = []
         self._values: dict[int, float] = {}
-        self._wide = False
+        self._scale = 1.0  # power of 2 that brings what was measured last near 1
+        self._buffers = Buffers()
+
+    def reserve(self, count: int) -> None:
+        """Leave the first ``count`` slots to a caller that numbers them itself."""
+        self._slots = max(self._slots, count)
 
     def slot(self) -> int:
         """Reserve a slot to be filled later with ``put``."""
@@ -41,40 +54,62 @@ class Norms:
 
     def put(self, slot: int, tensor: Tensor) -> None:
         """Queue a tensor for a reserved slot."""
-        self._waiting.append((slot, tensor))
+        self.waiting[slot] = tensor
         self._bytes += tensor.numel() * tensor.element_size()
-        if self._bytes > _QUEUE_BYTES or len(self._waiting) >= _QUEUE_LENGTH:
-            self._flush()
+        if self._bytes > QUEUE_BYTES or len(self.waiting) >= QUEUE_LENGTH:
+            self.flush()
 
     def log(self, slot: int) -> float | None:
         """ln of the norm in this slot: -inf for exactly zero, NaN or inf as met, None where nothing was put."""
         return log(self.norm(slot))
 
-    def logs(self, slots: dict[int, int]) -> dict[int, float | None]:
-        """key -> ln of the norm in the slot of this key."""
-        if self._waiting:
-            self._flush()
-        return {key: log(self._values.get(slot)) for key, slot in slots.items()}
+    def logs(self, slots: dict[int, int] | None = None) -> dict[int, float | None]:
+        """key -> ln of the norm in the slot of this key; without ``slots``, of every slot that was filled."""
+        self.flush()
+        self._buffers.clear()
+        known = {slot: log(norm) for slot, norm in self._values.items()}
+        return known if slots is None else {key: known.get(slot) for key, slot in slots.items()}
 
     def norm(self, slot: int) -> float | None:
         """The norm in this slot, or None where nothing was put."""
-        if self._waiting:
-            self._flush()
+        self.flush()
         return self._values.get(slot)
 
-    def _flush(self) -> None:
-        waiting, self._waiting, self._bytes = self._waiting, [], 0
-        groups: dict[tuple[torch.device, torch.dtype], tuple[list[int], list[Tensor]]] = {}
-        for slot, tensor in waiting:
-            plain = dense(tensor)
-            slots, tensors = groups.setdefault((plain.device, plain.dtype), ([], []))
-            slots.append(slot)
-            tensors.append(plain)
+    def flush(self) -> None:
+        """Measure what waits."""
+        if not self.waiting:
+            return
+        groups: dict[tuple[object, ...], tuple[list[int], list[Tensor]]] = {}
+        for slot, given in self.waiting.items():
+            tensor = given if not isinstance(given, tuple) else given[0] if given[0] is not None else _first(given)
+            if tensor is None:
+                continue
+            plain = tensor
+            if type(tensor) is not Tensor or tensor.requires_grad or tensor.layout is not _STRIDED or _complex(tensor):
+                plain = dense(tensor)
+            kind = (plain.shape, plain.dtype, plain.device)
+            group = groups.get(kind)
+            if group is None:
+                group = groups[kind] = ([], [])
+            group[0].append(slot)
+            group[1].append(plain)
+        self.waiting.clear()
+        self._bytes = 0
         for slots, tensors in groups.values():
-            # float64 costs more, unless float32 has to be repeated: what was needed last is needed next
-            measured = norms(tensors, wide=self._wide)
-            self._wide = sum(not _SAFE[0] < value < _SAFE[1] for value in measured) > len(measured) // 2
+            measured = norms(tensors, scale=self._scale, buffers=self._buffers)
+            self._scale = _scale(measured[-1])  # what was needed last is needed next
             self._values.update(zip(slots, measured, strict=True))
+
+
+def _scale(norm: float) -> float:
+    """1 where float32 is right, else the power of 2 that float32 needs."""
+    if 1e-12 < norm < 1e12 or not 0 < norm < math.inf:
+        return 1.0
+    return math.ldexp(1.0, max(-126, min(127, -math.frexp(norm)[1])))
+
+
+def _first(gradients: tuple[Tensor | None, ...]) -> Tensor | None:
+    return next((gradient for gradient in gradients if gradient is not None), None)
 
 
 def log(norm: float | None) -> float | None:
@@ -95,19 +130,35 @@ def dense(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
-def norms(tensors: list[Tensor], *, wide: bool = False) -> list[float]:
-    """L2 norms of real tensors of one device and dtype, in float64 where float32 leaves its range (or ``wide``)."""
-    if tensors[0].dtype != torch.float64:
-        values = _foreach(tensors, torch.float64 if wide else torch.float32)
-        if wide:
-            return values
-        again = [i for i, value in enumerate(values) if not _SAFE[0] < value < _SAFE[1]]
-        if again:
-            for i, value in zip(again, _foreach([tensors[i] for i in again], torch.float64), strict=True):
-                values[i] = value
-        return values
-    values = _foreach(tensors, torch.float64)
-    return [v if _SAFE_WIDE[0] < v < _SAFE_WIDE[1] else scaled_norm(t) for v, t in zip(values, tensors, strict=True)]
+def norms(tensors: list[Tensor], *, scale: float = 1.0, buffers: Buffers | None = None) -> list[float]:
+    """L2 norms of real tensors of one device and dtype, in float64 where float32 leaves its range.
+
+    ``buffers``: the tensors have one shape, and this is room to lay them side by side.  Then they are multiplied by
+    ``scale``, a guess that saves measuring all of them again in float64; the norms are those of the tensors as given.
+    """
+    if tensors[0].dtype == torch.float64:
+        values = _foreach(tensors, torch.float64)
+        safe = _SAFE_WIDE
+        return [v if safe[0] < v < safe[1] else scaled_norm(t) for v, t in zip(values, tensors, strict=True)]
+    if buffers is not None and 1 < len(tensors) <= Buffers.length(tensors[0]):
+        scale = 1.0 if tensors[0].dtype == torch.float16 else scale  # it would overflow
+        values = _stacked(buffers.stack(tensors), scale)
+    else:
+        values, scale = _foreach(tensors, torch.float32), 1.0
+    again = [i for i, value in enumerate(values) if not _SAFE[0] < value * scale < _SAFE[1]]
+    if again:
+        for i, value in zip(again, _foreach([tensors[i] for i in again], torch.float64), strict=True):
+            values[i] = value
+    return values
+
+
+def _stacked(stack: Tensor, scale: float) -> list[float]:
+    """Norms of tensors side by side in a buffer of ours, multiplied by a power of 2 while they are measured."""
+    flat = stack.reshape(len(stack), -1)
+    if scale != 1:
+        flat.mul_(scale)
+    values: list[float] = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float32).tolist()
+    return values if scale == 1 else [value / scale for value in values]
 
 
 def _foreach(tensors: list[Tensor], dtype: torch.dtype) -> list[float]:

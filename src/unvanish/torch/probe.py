@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unvanish.torch.activations import UnitQueue, Units
+from unvanish.torch.activations import DERIVATIVES, UnitQueue, Units, readable
+from unvanish.torch.buffers import QUEUE_BYTES, QUEUE_LENGTH
 from unvanish.torch.graph import Graph, Vertex, read_graph
 from unvanish.torch.naming import Namer, Names
 from unvanish.torch.norms import Norms
@@ -52,8 +53,7 @@ class Probe:
         self.graph: Graph | None = None
         self._inputs = {id(tensor) for tensor in inputs}
         self._norms = Norms()
-        self._units = UnitQueue()
-        self._grad_out: dict[int, int] = {}
+        self._units = UnitQueue(self._show_outputs)
         self._grad_in: dict[int, int] = {}
         self._zeros: dict[int, float] = {}
         self._counts: dict[int, int | None] = {}
@@ -74,36 +74,57 @@ class Probe:
         """Read the graph of ``loss`` and hook its nodes; call ``loss.backward()`` next."""
         with without_collector():
             self.graph = read_graph(loss, self._inputs | self.scopes.times.leaves)
-        slots: dict[int, int] = {}  # id of a vertex -> slot of the gradient that arrives at it
+        shown = [(index, vertex) for index, vertex in enumerate(self.graph.vertices) if not vertex.hidden]
         with torch.no_grad(), without_collector():
-            for index, vertex in enumerate(self.graph.vertices):
-                if vertex.hidden:
-                    continue
+            for index, vertex in shown:
                 if vertex.kind == "activation":
-                    self._units.add(index, vertex, _after_convolution(vertex))
-                    self.scopes.observe_saved(vertex)
+                    self._look_at_activation(index, vertex)
                 elif vertex.kind == "normalization":
                     self._counts[index] = normalized_count(vertex)
-                slots[id(vertex)] = self._hook_output(index, vertex)
-                self._hook_input(index, vertex, slots)
+            self._units.finish()  # before the backward pass: what waits would stay alive through it
+            self._hook(shown)
         return self.graph
 
-    def _hook_output(self, index: int, vertex: Vertex) -> int:
-        """Measure the gradient that arrives at a site."""
-        slot = self._grad_out[index] = self._norms.slot()
-        low = index if vertex.dtype in LOW_PRECISION else None
-        self._hooks.append(vertex.node.register_prehook(partial(self._arrived, slot, low)))
-        return slot
+    def _hook(self, shown: list[tuple[int, Vertex]]) -> None:
+        """Hook the sites in the order of the backward pass; every so many, what has arrived is measured."""
+        slots = {id(vertex): index for index, vertex in shown}  # a gradient's slot is the index of where it arrives
+        self._norms.reserve(len(self.graph.vertices) if self.graph else 0)
+        waiting = size = 0
+        for index, vertex in reversed(shown):
+            waiting, size = waiting + 1, size + vertex.size
+            full = waiting >= QUEUE_LENGTH or size >= QUEUE_BYTES
+            self._hook_output(index, vertex, full)
+            self._hook_input(index, vertex, slots)
+            if full:
+                waiting = size = 0
 
-    def _arrived(self, slot: int, low: int | None, gradients: tuple[Tensor | None, ...]) -> None:
-        gradient = gradients[0]
-        if gradient is None:
+    def _show_outputs(self, numbers: list[int], outputs: Tensor) -> None:
+        self.scopes.moments.add_stack(numbers, outputs)
+
+    def _look_at_activation(self, index: int, vertex: Vertex) -> None:
+        """Queue its derivative, and what it put out where the forward pass has not measured that."""
+        channel = _after_convolution(vertex)
+        if vertex.stem in DERIVATIVES and vertex.shape and 0 not in vertex.shape and readable(vertex):
+            number = vertex.number if self.scopes.claim(vertex.number) else -1
+            self._units.add_output(index, number, vertex, vertex.node._saved_result, channel)
+            return
+        self._units.add(index, vertex, channel)
+        self.scopes.observe_saved(vertex)
+
+    def _hook_output(self, index: int, vertex: Vertex, full: bool) -> None:
+        """Measure the gradient that arrives at a site, later and without a Python frame for each where possible."""
+        low = vertex.dtype in LOW_PRECISION
+        keep = partial(self._norms.waiting.__setitem__, index)
+        self._hooks.append(vertex.node.register_prehook(partial(self._arrived, index, low) if full or low else keep))
+
+    def _arrived(self, slot: int, low: bool, gradients: tuple[Tensor | None, ...]) -> None:
+        """Gradients arrived at a site where zeros are counted, or with which as many wait as are measured together."""
+        self._norms.waiting[slot] = gradients
+        self._norms.flush()
+        if low:
             gradient = next((g for g in gradients if g is not None), None)
-            if gradient is None:
-                return
-        self._norms.put(slot, gradient)
-        if low is not None and gradient.layout == torch.strided:
-            self._zeros[low] = 1 - float(gradient.count_nonzero()) / max(1, gradient.numel())
+            if gradient is not None and gradient.layout == torch.strided:
+                self._zeros[slot] = 1 - float(gradient.count_nonzero()) / max(1, gradient.numel())
 
     def _hook_input(self, index: int, vertex: Vertex, slots: dict[int, int]) -> None:
         """The gradient a site passes on is what arrives at the site below, unless others add to it there."""
@@ -113,7 +134,7 @@ class Probe:
         while below.hidden and below.isometry and below.readers == 1 and below.data:
             below = below.data[0][1]
         if below.readers == 1 and not below.hidden and len(vertex.data) == 1:
-            self._grad_in[index] = slots[id(below)]
+            self._grad_in[index] = slots[id(below)]  # what arrives there
             return
         slot = self._grad_in[index] = self._norms.slot()
         self._hooks.append(vertex.node.register_hook(partial(self._passed, slot, [p for p, _ in vertex.data])))
@@ -132,7 +153,7 @@ class Probe:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        with without_collector():
+        with torch.no_grad(), without_collector():
             found = self._describe(self.graph)
         release(self.graph)
         return found
@@ -141,7 +162,8 @@ class Probe:
         units = self._units.finish()
         owners = self.scopes.owners([vertex.number for vertex in graph.vertices])
         names = Namer(self.scopes, self._names).names(graph, owners)
-        log_out, log_in = self._norms.logs(self._grad_out), self._norms.logs(self._grad_in)
+        log_out = self._norms.logs()
+        log_in = {index: log_out.get(slot) for index, slot in self._grad_in.items()}
         forward = self.scopes.moments.finish()
         sites = describe(graph, names, Measured(forward, log_out, log_in, units, self._zeros, self._counts))
         shown = (index for index, vertex in enumerate(graph.vertices) if not vertex.hidden)

@@ -14,6 +14,8 @@ from unvanish.torch.naming import Names
 from unvanish.torch.recurrent import TimeWatch
 from unvanish.torch.scopes import Scopes, tensors_in
 
+_saving_elsewhere = torch._C._autograd._top_saved_tensors_default_hooks
+_KEEP_OUTPUT = frozenset({nn.Tanh, nn.Sigmoid, nn.ReLU})  # their nodes do, so that it can be read later, many at once
 _wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # inside vmap or grad: it has no numbers of its own
 
 
@@ -44,7 +46,11 @@ class Watcher(Scopes):
             self.output = output
         if isinstance(module, nn.RNNBase):
             self.times.leave(module, output)
-        for tensor in (output,) if isinstance(output, Tensor) else tensors_in(output):
+        if type(output) is Tensor:
+            if type(module) not in _KEEP_OUTPUT or not output.is_floating_point() or _saving_elsewhere(False):
+                self._measure(output)
+            return
+        for tensor in tensors_in(output):
             self._measure(tensor)
 
     def _measure(self, tensor: Tensor) -> None:
@@ -52,9 +58,15 @@ class Watcher(Scopes):
         if node is None or _wrapped(tensor):
             return
         number = node._sequence_nr()
-        if number not in self._measured:
-            self._measured.add(number)
+        if self.claim(number):
             self.moments.add(number, tensor)
+
+    def claim(self, number: int) -> bool:
+        """Is it the caller's turn to measure what this node put out?  Only the first who asks is told so."""
+        if number < 0 or number in self._measured:
+            return False
+        self._measured.add(number)
+        return True
 
     def observe_saved(self, vertex: Vertex) -> None:
         """Forward value of a functional activation and of what feeds it, which autograd kept for the backward pass."""
@@ -63,8 +75,7 @@ class Watcher(Scopes):
         self._observe(vertex, "_saved_self" if argument else "", _producer(vertex))
 
     def _observe(self, vertex: Vertex, attribute: str, number: int) -> None:
-        if attribute and number >= 0 and number not in self._measured and readable(vertex):
-            self._measured.add(number)
+        if attribute and number not in self._measured and readable(vertex) and self.claim(number):
             self.moments.add(number, getattr(vertex.node, attribute))
 
 
