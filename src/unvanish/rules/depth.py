@@ -31,7 +31,6 @@ class Depth(AbstractRule):
     per_layer: float = 0.1
     layers: int = 30
     fall: float = reading.FALL
-    trains: float = 0.1
     collapsed: float = 2.0
     cause: ClassVar[Cause] = "depth"
     title: ClassVar[str] = "a plain stack deeper than its initialisation carries"
@@ -47,7 +46,7 @@ class Depth(AbstractRule):
 
     def check(self, flow: Flow) -> Finding | None:
         layers = reading.plain_depth(flow)
-        if layers < self.layers or reading.learns(flow) or (reading.trains(flow) or 0.0) >= self.trains:
+        if layers < self.layers or reading.learns_promptly(flow):
             return None
         fall = reading.fall(flow)
         if fall is None or fall == math.inf or math.isnan(fall) or abs(fall) / layers > self.per_layer:

@@ -30,6 +30,7 @@ class Initialization(AbstractRule):
     per_layer: float = 0.1
     local: float = 1.5
     deep: int = 6
+    nothing_left: float = math.log(1e4)
     fall: float = reading.FALL
     cause: ClassVar[Cause] = "initialization"
     title: ClassVar[str] = "weights below critical for their activation"
@@ -46,22 +47,29 @@ class Initialization(AbstractRule):
     def check(self, flow: Flow) -> Finding | None:
         fall = reading.fall(flow)
         losses = reading.losses_of(reading.body(flow), "weights")
-        if fall is None or math.isnan(fall) or fall < self.fall or not losses or reading.learns(flow):
+        if fall is None or math.isnan(fall) or fall < self.fall or not losses or self._copes(flow, fall):
             return None
-        rate = reading.best_lever(flow, "learning-rate")
-        if rate is not None and (rate.progress or 0.0) >= reading.LEARNS:
-            return None  # with these very weights it learns, at another rate
         by_weights = sum(losses.values())
         by_saturation = sum(max(0.0, v) for v in reading.losses_of(flow.sites, "saturation").values())
-        alone = reading.outlier(losses, self.local)
         if by_weights <= by_saturation or by_weights < self.fall:
             return None
+        alone = reading.outlier(losses, self.local)
         if alone is not None:
-            return self._finding(flow, {alone: losses[alone]}, 0.9)
+            return self._finding(flow, {alone: losses[alone]}, min(0.9, self._sure(flow)))
         low = {label: value for label, value in losses.items() if value > self.per_layer}
-        mean = by_weights / len(losses)
-        sure = 0.93 if len(losses) >= self.deep else 0.75  # few layers rarely fail by their weights alone
-        return self._finding(flow, low, sure) if low and mean >= self.per_layer else None
+        enough = low and by_weights / len(losses) >= self.per_layer
+        return self._finding(flow, low, self._sure(flow)) if enough else None
+
+    def _copes(self, flow: Flow, fall: float) -> bool:
+        """It learns all the same; where next to nothing of the gradient is left, it must do so without long waiting."""
+        return reading.learns_promptly(flow) if fall > self.nothing_left else reading.learns(flow)
+
+    def _sure(self, flow: Flow) -> float:
+        """Less so where these very weights learn at another rate, or where the layers are few."""
+        rate = reading.best_lever(flow, "learning-rate")
+        if rate is not None and (rate.progress or 0.0) >= reading.LEARNS:
+            return 0.6
+        return 0.93 if len(reading.losses_of(reading.body(flow), "weights")) >= self.deep else 0.75
 
     def _finding(self, flow: Flow, low: dict[str, float], confidence: float) -> Finding:
         mean = sum(low.values()) / len(low)
