@@ -18,6 +18,7 @@ from unvanish.torch import ops
 from unvanish.vocabulary import Kind
 
 _Edges = tuple[tuple[Any, int], ...]
+_MISSING = object()
 _LEAF = "AccumulateGrad"
 # ops that read data even where all that autograd shows of their inputs is a parameter: the ids need no gradient
 _LOOKUPS = frozenset({"Index", "IndexSelect", "Gather", "Take", *ops.EMBEDDINGS})
@@ -81,16 +82,18 @@ def read_graph(loss: Tensor, inputs: set[int]) -> Graph:
 
 
 def _reachable(root: Any) -> tuple[list[tuple[int, str, Any]], dict[Any, _Edges]]:
-    """All (number, stem, node) below and including ``root``: leaves, then in the order the forward pass made them."""
+    """All (number, stem, node) below and including ``root``: leaves, then in the order the forward pass made them.
+
+    With what each node reads; leaves read nothing and are left out there.
+    """
     edges: dict[Any, _Edges] = {}
     leaves: list[tuple[int, str, Any]] = []
     nodes: list[tuple[int, str, Any]] = []
-    seen, stack, stem_of = {root}, [root], ops.stem
+    seen, stack, stems = {root}, [root], ops.STEMS
     while stack:
         node = stack.pop()
-        stem = stem_of(node)
+        stem = stems.get(type(node)) or ops.stem(node)
         if stem == _LEAF:
-            edges[node] = ()
             leaves.append((-1, stem, node))
             continue
         edges[node] = below = node.next_functions
@@ -113,12 +116,13 @@ def _topological(root: Any, edges: dict[Any, _Edges], nodes: list[tuple[int, str
         node, ready = stack.pop()
         if node is None or node in last:
             continue
+        below = [source for source, _ in edges.get(node, ()) if source is not None]
         if not ready:
             stack.append((node, True))
-            stack.extend((source, False) for source, _ in edges[node] if source is not None and source not in last)
+            stack.extend((source, False) for source in below if source not in last)
             continue
         number, stem = known[node]
-        newest = max((last[source] for source, _ in edges[node] if source is not None), default=-1)
+        newest = max((last[source] for source in below), default=-1)
         last[node] = max(number, newest)
         ordered.append((number if number > newest else -2 - len(ordered), stem, node))
     return ordered
@@ -149,15 +153,16 @@ class _Reader:
         data: list[tuple[int, Vertex]] = []
         parameters: tuple[int, ...] = ()
         holes = False  # inputs that need no gradient, or that are the batch itself
+        placed = self.placed
         for position, (source, _) in enumerate(self.edges[node]):
-            if source is not None and source not in self.placed:
-                return False
-            below = None if source is None else self.placed[source]
+            below = None if source is None else placed.get(source, _MISSING)
             if below is None:
                 holes = True
+            elif below is _MISSING:
+                return False
             elif isinstance(below, Vertex):
                 data.append((position, below))
-            else:
+            elif isinstance(below, tuple):
                 parameters += below
         if data or not parameters or not self._only_weights(stem, node, holes):
             self.placed[node] = self._vertex(number, stem, node, data, parameters, holes)
@@ -178,9 +183,11 @@ class _Reader:
         op, kind = ops.classify(node, stem, _carriers(data))
         vertex = Vertex(node, number, stem, op, kind, shape, dtype, data, parameters, 0, stem in _HIDDEN, not data)
         reads_batch = holes or stem in _LOOKUPS or not (data or parameters)
-        vertex.constant = not reads_batch and all(source.constant for _, source in data)
+        constant = not reads_batch
         for _, source in data:
             source.readers += 1
+            constant = constant and source.constant
+        vertex.constant = constant
         self.vertices.append(vertex)
         return vertex
 
@@ -203,7 +210,7 @@ class _Reader:
 
 def _carriers(data: list[tuple[int, Vertex]]) -> int:
     """Inputs that carry the batch; parameters combined by a product count only where nothing else is read."""
-    return sum(not source.constant for _, source in data) or len(data)
+    return (len(data) > 1 and sum(not source.constant for _, source in data)) or len(data)
 
 
 _DTYPES: dict[Any, str] = {}

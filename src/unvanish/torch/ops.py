@@ -116,15 +116,18 @@ STRUCTURE = {
 FLAT = {"Round", "Floor", "Ceil", "Sign", "Trunc", "Heaviside"}  # zero derivative almost everywhere, by definition
 
 
-_STEMS: dict[str, str] = {}
+STEMS: dict[type, str] = {}  # by class of the node, for the classes whose nodes all have one name: nearly all
 
 
 def stem(node: Any) -> str:
     """Name of a node without its ``Backward0``: "Tanh", "Addmm", ..."""
-    name = node.name()
-    known = _STEMS.get(name)
+    kind = type(node)
+    known = STEMS.get(kind)
     if known is None:
-        known = _STEMS[name] = _SUFFIX.sub("", name.rsplit("::", 1)[-1])
+        name = node.name().rsplit("::", 1)[-1]
+        known = _SUFFIX.sub("", name)
+        if kind.__name__ == name and kind.__module__ == "builtins":  # not a class of the user's, which may go away
+            STEMS[kind] = known
     return known
 
 
@@ -133,28 +136,29 @@ def snake(name: str) -> str:
     return _CAMEL.sub("_", name.lstrip("_")).lower()
 
 
+_FIXED: dict[str, tuple[str, Kind]] = {  # what the name alone decides
+    **{name: (op, "activation") for name, op in ACTIVATIONS.items() if name not in ("Hardtanh", "Elu", "ClampMin")},
+    **dict.fromkeys(LINEAR, ("linear", "linear")),
+    **dict.fromkeys(CONVOLUTIONS, ("convolution", "convolution")),
+    **{name: (snake(name), "recurrent") for name in RECURRENT},
+    **{name: (op, "softmax") for name, op in SOFTMAXES.items()},
+    **{name: (op, "normalization") for name, op in NORMALIZATIONS.items()},
+    **dict.fromkeys(EMBEDDINGS, ("embedding", "embedding")),
+    **{name: (op, "loss") for name, op in LOSSES.items()},
+}
+
+
 def classify(node: Any, name: str, data_inputs: int) -> tuple[str, Kind]:
     """Op and kind of a node that carries data, given how many of its inputs carry data."""
+    known = _FIXED.get(name)
+    if known is not None:
+        return known
     if name in ACTIVATIONS:
         return _activation(node, name), "activation"
-    if name in LINEAR:
-        return "linear", "linear"
     if name in PRODUCTS:
         return ("matmul", "attention") if data_inputs > 1 else ("linear", "linear")
-    if name in CONVOLUTIONS:
-        return "convolution", "convolution"
-    if name in RECURRENT:
-        return snake(name), "recurrent"
     if name.startswith("ScaledDotProduct"):
         return "scaled_dot_product_attention", "attention"
-    if name in SOFTMAXES:
-        return SOFTMAXES[name], "softmax"
-    if name in NORMALIZATIONS:
-        return NORMALIZATIONS[name], "normalization"
-    if name in EMBEDDINGS:
-        return "embedding", "embedding"
-    if name in LOSSES:
-        return LOSSES[name], "loss"
     if name in MERGES and (data_inputs > 1 or name in ("Cat", "Stack")):
         return MERGES[name], "merge"
     return snake(name), "other"

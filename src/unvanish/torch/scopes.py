@@ -6,7 +6,6 @@ a node's module is the innermost call whose interval holds its number: no tracin
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch.nn.modules import module as nn_module
 from torch.utils.hooks import RemovableHandle
 
 _sequence_number = torch._C._autograd._get_sequence_nr
+_compiling, _grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
 
 _INNER_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
@@ -40,7 +40,6 @@ class Call:
     module: nn.Module
     start: int
     level: int
-    number: int
     grad_enabled: bool = True
     trainable: bool = False
     end: int | None = None
@@ -56,6 +55,10 @@ def facts(tensor: Tensor) -> TensorFacts:
     except (RuntimeError, NotImplementedError):
         storage = 0
     return TensorFacts(storage, tensor.requires_grad)
+
+
+def _all_facts(value: Any) -> tuple[TensorFacts, ...]:
+    return (facts(value),) if isinstance(value, Tensor) else tuple(map(facts, tensors_in(value)))
 
 
 def tensors_in(value: Any, depth: int = 0) -> Iterator[Tensor]:
@@ -91,8 +94,6 @@ class Scopes:
         self.names = names
         self.calls: list[Call] = []
         self._open: list[Call] = []
-        self._numbers: dict[str, int] = defaultdict(int)
-        self._trainable: dict[int, bool] = {}
 
     @contextmanager
     def recording(self) -> Iterator[Scopes]:
@@ -111,17 +112,15 @@ class Scopes:
     def enter(self, module: nn.Module, args: Any) -> Any:
         """Global forward pre-hook."""
         name = self.names.get(id(module))
-        if name is None or torch.compiler.is_compiling():
+        if name is None or _compiling():
             return
-        number = self._numbers[name]
-        self._numbers[name] = number + 1
         opened = self._open
         if opened:
             opened[-1].parent = True
-        trainable = self._has_weights(module)
-        call = Call(name, module, _sequence_number(), len(opened), number, torch.is_grad_enabled(), trainable)
+        trainable = _has_weights(module)
+        call = Call(name, module, _sequence_number(), len(opened), _grad_enabled(), trainable)
         if trainable:
-            call.inputs = tuple([facts(tensor) for tensor in tensors_in(args)])
+            call.inputs = _all_facts(args[0] if len(args) == 1 else args)
         opened.append(call)
         self.calls.append(call)
 
@@ -137,15 +136,7 @@ class Scopes:
         call = opened.pop()
         call.end = _sequence_number()
         if call.trainable:
-            call.outputs = (facts(output),) if isinstance(output, Tensor) else tuple(map(facts, tensors_in(output)))
-
-    def _has_weights(self, module: nn.Module) -> bool:
-        """Has the module trainable parameters of its own?"""
-        known = self._trainable.get(id(module))
-        if known is None:
-            own = module._parameters.values()
-            known = self._trainable[id(module)] = any(p is not None and p.requires_grad for p in own)
-        return known
+            call.outputs = _all_facts(output)
 
     def innermost(self) -> str:
         """Path of the module that runs now ("" for the whole network); "loss" outside of all."""
@@ -166,6 +157,16 @@ class Scopes:
                 stack.pop()
             owners[index] = stack[-1] if stack else None
         return owners
+
+
+def _has_weights(module: nn.Module) -> bool:
+    """Has the module trainable parameters of its own?"""
+    own = module._parameters
+    if own:  # most modules have none, and this is asked at every call
+        for parameter in own.values():
+            if parameter is not None and parameter.requires_grad:
+                return True
+    return False
 
 
 def _owns(call: Call, number: int) -> bool:

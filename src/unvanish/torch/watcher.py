@@ -16,6 +16,7 @@ from unvanish.torch.scopes import Scopes, tensors_in
 
 _saving_elsewhere = torch._C._autograd._top_saved_tensors_default_hooks
 _KEEP_OUTPUT = frozenset({nn.Tanh, nn.Sigmoid, nn.ReLU})  # their nodes do, so that it can be read later, many at once
+_compiling = torch.compiler.is_compiling
 _wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # inside vmap or grad: it has no numbers of its own
 
 
@@ -32,16 +33,16 @@ class Watcher(Scopes):
 
     def enter(self, module: nn.Module, args: Any) -> Any:
         """Global forward pre-hook."""
-        super().enter(module, args)
+        Scopes.enter(self, module, args)
         if isinstance(module, nn.RNNBase) and id(module) in self.names:
             return self.times.enter(module, args)
         return None
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         """Global forward hook."""
-        if id(module) not in self.names or torch.compiler.is_compiling():
+        if id(module) not in self.names or _compiling():
             return
-        super().leave(module, args, output)
+        Scopes.leave(self, module, args, output)
         if not self._open:
             self.output = output
         if isinstance(module, nn.RNNBase):
