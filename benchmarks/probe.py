@@ -1,6 +1,6 @@
 """What a probe costs: ratio to one plain forward and backward pass, in time and in memory.
 
-    python benchmarks/probe.py            # everything, about three minutes
+    python benchmarks/probe.py            # everything, about five minutes
     python benchmarks/probe.py --quick    # depth 10 and 1,000 only
 
 Each row alternates plain and probed passes in one process and compares medians; the spread of repeated medians of
@@ -93,10 +93,12 @@ def case(name: str) -> Case:
     if name == "cnn":
         images = torch.randn(32, 3, 32, 32)
         return Case("CNN, 6 x conv-BN-ReLU, 32 x 3 x 32 x 32", cnn(), (images, torch.randint(10, (32,))), 15)
-    depth, critical = int(name.removesuffix("c")), name.endswith("c")
-    batch = torch.randn(64, 64), torch.randint(10, (64,))
-    title = f"tanh MLP, width 64, batch 64, depth {depth:,}{', orthogonal weights' if critical else ''}"
-    return Case(title, mlp(depth, critical=critical), batch, max(5, min(200, 6000 // depth)))
+    depth, critical = int(name.rstrip("cw")), name.endswith("c")
+    width, samples = (256, 128) if name.endswith("w") else (64, 64)
+    batch = torch.randn(samples, width), torch.randint(10, (samples,))
+    title = f"tanh MLP, width {width}, batch {samples}, depth {depth:,}{', orthogonal weights' if critical else ''}"
+    pairs = 6000 if width == 64 else 1000
+    return Case(title, mlp(depth, width, critical=critical), batch, max(5, min(200, pairs // depth)))
 
 
 def plain(c: Case) -> None:
@@ -119,6 +121,7 @@ def observed(c: Case) -> None:
     observe(c.model, None, Objective(nn.functional.cross_entropy, None), c.batch)
 
 
+CASES = ["10", "100", "1000", "10000", "100c", "1000c", "10w", "100w", "1000w", "gpt", "cnn"]
 VARIANTS: dict[str, Callable[[Case], None]] = {"plain": plain, "probe": probed, "observe": observed}
 
 
@@ -184,9 +187,7 @@ def main() -> None:
     if args.memory:
         memory_child(*args.memory)
         return
-    names = args.cases or (
-        ["10", "1000"] if args.quick else ["10", "100", "1000", "10000", "100c", "1000c", "gpt", "cnn"]
-    )
+    names = args.cases or (["10", "1000"] if args.quick else CASES)
     print(f"torch {torch.__version__}, Python {platform.python_version()}, one thread, {args.repeats} repeats")
     print(
         "| net | plain pass (CPU) | probe, CPU | probe, wall | observe, CPU | observe, wall | noise | memory, probe |"
