@@ -116,7 +116,12 @@ class UnitQueue:
 
     def _flush(self, kind: _Key, group: list[tuple[int, int, Tensor]]) -> None:
         op, kept, *_, axis = kind
-        slopes = self._derived(kind, group) if kept else self._slopes.stack([values for _, _, values in group])
+        if kept:
+            slopes = self._derived(kind, group)
+        elif len(group) == 1:
+            slopes = group[0][2].unsqueeze(0)  # ours already: not copied
+        else:
+            slopes = self._slopes.stack([values for _, _, values in group])
         if op not in _RISING:
             slopes.abs_()
         rest = [dim for dim in range(1, slopes.ndim) if dim != axis + 1]
