@@ -122,9 +122,7 @@ def calibration(verdicts: list[Verdict]) -> list[str]:
 
 def report(verdicts: list[Verdict]) -> str:
     """All tables."""
-    lines = [
-        "| part | first cause right | as labelled | place right | alarms on healthy | alarms on repaired twins |"
-    ]
+    lines = ["| part | first cause right | as labelled | place right | alarms on healthy | alarms on repaired twins |"]
     lines += ["|---|---|---|---|---|---|"]
     lines += scores([v for v in verdicts if not v.holdout], "tuning")
     lines += scores([v for v in verdicts if v.holdout], "hold-out")

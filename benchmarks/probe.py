@@ -23,10 +23,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from unvanish.torch.naming import names_of
-from unvanish.torch.objective import Objective
-from unvanish.torch.observe import observe
-from unvanish.torch.probe import Probe
+from unvanish.torch.probe.naming import names_of
+from unvanish.torch.probe.probe import Probe
+from unvanish.torch.rehearsal.objective import Objective
+from unvanish.torch.views.observe import observe
 
 Batch = tuple[Tensor, Tensor]
 

@@ -33,9 +33,7 @@ def one_thread():
 def diagnosed(program: Program) -> Diagnosis:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # PyTorch's own, about the faults built in
-        return diagnose(
-            program.model, program.loss_fn, program.batches, program.optimizer, objective=program.objective
-        )
+        return diagnose(program.model, program.loss_fn, program.batches, program.optimizer, objective=program.objective)
 
 
 def right_cause(case: Case, diagnosis: Diagnosis) -> bool:

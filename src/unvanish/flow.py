@@ -78,9 +78,7 @@ def judge(flow: Flow, rules: Sequence[AbstractRule] | None = None) -> Diagnosis:
     return rank(flow, [finding for finding in found if finding is not None])
 
 
-def _observe(
-    model: Any, loss_fn: Any, batches: Iterable[Any], optimizer: Any, objective: Any, steps: int
-) -> Flow:
+def _observe(model: Any, loss_fn: Any, batches: Iterable[Any], optimizer: Any, objective: Any, steps: int) -> Flow:
     """Hand over to the framework the model is of; a framework is loaded only if the user loaded it."""
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(model, torch.nn.Module):
@@ -88,6 +86,6 @@ def _observe(
             f"diagnose was given a {type(model).__module__}.{type(model).__name__} as model. "
             "It expects a torch.nn.Module. Pass the inner module if yours is wrapped."
         )
-    from unvanish.torch.session import flow_of
+    from unvanish.torch.rehearsal.session import flow_of
 
     return flow_of(model, loss_fn, batches, optimizer, objective, steps)

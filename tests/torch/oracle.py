@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unvanish.torch.naming import names_of
-from unvanish.torch.probe import Probe
-from unvanish.torch.scopes import tensors_in
+from unvanish.torch.probe.naming import names_of
+from unvanish.torch.probe.probe import Probe
+from unvanish.torch.probe.scopes import tensors_in
 from unvanish.types import Site
 
 Run = Callable[[nn.Module], Tensor]

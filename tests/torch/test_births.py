@@ -7,8 +7,8 @@ import torch
 from oracle import watch
 from torch import Tensor, nn
 
-from unvanish.torch.births import find_backward_birth, find_bad_source, find_forward_birth
-from unvanish.torch.naming import names_of
+from unvanish.torch.probe.naming import names_of
+from unvanish.torch.views.births import find_backward_birth, find_bad_source, find_forward_birth
 
 
 class Breaking(nn.Module):

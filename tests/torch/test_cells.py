@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from unvanish.torch.cells import Kernel, state_norms
+from unvanish.torch.probe.cells import Kernel, state_norms
 
 KINDS = [
     pytest.param(nn.LSTM, nn.LSTMCell, {}, id="lstm"),

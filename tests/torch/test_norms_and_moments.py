@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unvanish.torch.moments import MomentQueue, batch_axis, moments
-from unvanish.torch.norms import Norms, dense, norms, scaled_norm
+from unvanish.torch.probe.moments import MomentQueue, batch_axis, moments
+from unvanish.torch.probe.norms import Norms, dense, norms, scaled_norm
 
 SHAPES = st.sampled_from([(1,), (7,), (3, 5), (4, 1, 6), (2, 3, 4, 5), (64, 33)])
 SCALES = st.integers(-44, 37)

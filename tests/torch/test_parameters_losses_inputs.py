@@ -12,11 +12,11 @@ from oracle import close, ln
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unvanish.torch.inputs import view_inputs
-from unvanish.torch.losses import constant_loss
-from unvanish.torch.objective import Objective
-from unvanish.torch.observe import Observation, observe
-from unvanish.torch.parameters import Updates, duplicate_rows
+from unvanish.torch.rehearsal.objective import Objective
+from unvanish.torch.views.inputs import view_inputs
+from unvanish.torch.views.losses import constant_loss
+from unvanish.torch.views.observe import Observation, observe
+from unvanish.torch.views.parameters import Updates, duplicate_rows
 from unvanish.types import Parameter
 
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from unvanish.torch.naming import names_of
-from unvanish.torch.probe import Probe
+from unvanish.torch.probe.naming import names_of
+from unvanish.torch.probe.probe import Probe
 
 
 @pytest.fixture(autouse=True)
@@ -384,7 +384,7 @@ def test_a_part_of_the_graph_made_by_another_thread() -> None:
 
 
 def test_a_named_module_inside_and_a_wrapper_outside() -> None:
-    from unvanish.torch.scopes import clean
+    from unvanish.torch.probe.scopes import clean
 
     assert clean("module.net.0") == "net.0"
     assert clean("_orig_mod.module.net") == "net"

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from unvanish.torch.objective import Objective
-from unvanish.torch.rank import PROJECTIONS, stable_rank
+from unvanish.torch.rehearsal.objective import Objective
+from unvanish.torch.views.rank import PROJECTIONS, stable_rank
 
 
 def net(depth: int, width: int = 24) -> nn.Sequential:

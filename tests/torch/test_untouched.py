@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules import module as nn_module
 
-from unvanish.torch.session import flow_of
+from unvanish.torch.rehearsal.session import flow_of
 
 
 class Everything(nn.Module):

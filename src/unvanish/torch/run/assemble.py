@@ -6,12 +6,12 @@ import re
 from dataclasses import fields, is_dataclass, replace
 from typing import TypeVar
 
-from unvanish.torch.observe import Observation
-from unvanish.torch.probe import merge_units
+from unvanish.torch.probe.probe import merge_units
+from unvanish.torch.rehearsal.session import unobserved
 from unvanish.torch.run.roots import Roots
 from unvanish.torch.run.track import Track
 from unvanish.torch.run.watch import ByHand
-from unvanish.torch.session import unobserved
+from unvanish.torch.views.observe import Observation
 from unvanish.types import Cut, Flow, NonFinite, OptimizerView, Parameter, Site, Snapshot
 
 _Plain = TypeVar("_Plain")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unvanish.torch.activations import readable
-from unvanish.torch.graph import Graph, Vertex, read_graph
-from unvanish.torch.naming import Namer, Names
-from unvanish.torch.scopes import Scopes
+from unvanish.torch.probe.activations import readable
+from unvanish.torch.probe.graph import Graph, Vertex, read_graph
+from unvanish.torch.probe.naming import Namer, Names
+from unvanish.torch.probe.scopes import Scopes
 from unvanish.types import NonFinite
 
 _ENDLESS = (

@@ -7,9 +7,9 @@ import weakref
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
-from unvanish.torch.naming import Names, names_of
+from unvanish.torch.probe.naming import Names, names_of
+from unvanish.torch.probe.scopes import clean
 from unvanish.torch.run.frames import find_name, find_root
-from unvanish.torch.scopes import clean
 
 
 class Roots:

@@ -10,16 +10,16 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from unvanish.torch.graph import Graph
-from unvanish.torch.naming import Names
-from unvanish.torch.observe import Observation
-from unvanish.torch.parameters import Updates, view_parameters, with_updates
-from unvanish.torch.rehearse import update_ratios
+from unvanish.torch.probe.graph import Graph
+from unvanish.torch.probe.naming import Names
+from unvanish.torch.probe.scopes import Scopes
+from unvanish.torch.rehearsal.rehearse import update_ratios
+from unvanish.torch.rehearsal.session import view_optimizer
 from unvanish.torch.run.losses import Losses
 from unvanish.torch.run.trial import Trial
 from unvanish.torch.run.window import Seen, gradient_norms
-from unvanish.torch.scopes import Scopes
-from unvanish.torch.session import view_optimizer
+from unvanish.torch.views.observe import Observation
+from unvanish.torch.views.parameters import Updates, view_parameters, with_updates
 from unvanish.types import NonFinite, OptimizerView, Parameter, Step
 
 _TRIES = 5  # steps that showed no backward pass before the next look is put off

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from unvanish.torch.activations import readable
-from unvanish.torch.copies import Working, preserved_randomness, working_copy
-from unvanish.torch.experiments import experiments
-from unvanish.torch.floors import constant_loss
-from unvanish.torch.graph import Graph
-from unvanish.torch.objective import Objective, main_tensor
+from unvanish.torch.probe.activations import readable
+from unvanish.torch.probe.graph import Graph
+from unvanish.torch.rehearsal.copies import Working, preserved_randomness, working_copy
+from unvanish.torch.rehearsal.experiments import experiments
+from unvanish.torch.rehearsal.objective import Objective, main_tensor
+from unvanish.torch.views.floors import constant_loss
 from unvanish.types import Experiment, Flow, LossView
 
 _LARGEST = 50_000_000  # parameters of a model that is still copied

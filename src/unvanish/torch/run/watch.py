@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from unvanish.torch.births import find_backward_birth
 from unvanish.torch.run.birth import find_birth_unwatched
 from unvanish.torch.run.losses import Value, value_of
 from unvanish.torch.run.roots import Roots
 from unvanish.torch.run.track import Look, Track
 from unvanish.torch.run.trial import keep
 from unvanish.torch.run.window import Pending, Seen, Window
+from unvanish.torch.views.births import find_backward_birth
 from unvanish.types import NonFinite
 
 _now = time.monotonic

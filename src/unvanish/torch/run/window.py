@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
-from unvanish.torch.activations import Units
-from unvanish.torch.graph import Graph, read_graph
-from unvanish.torch.norms import dense, norms
-from unvanish.torch.objective import batch_size
-from unvanish.torch.observe import Before, before_backward
-from unvanish.torch.probe import Probe
+from unvanish.torch.probe.activations import Units
+from unvanish.torch.probe.graph import Graph, read_graph
+from unvanish.torch.probe.norms import dense, norms
+from unvanish.torch.probe.probe import Probe
+from unvanish.torch.probe.scopes import Call, tensors_in
+from unvanish.torch.rehearsal.objective import batch_size
 from unvanish.torch.run.birth import find_birth
 from unvanish.torch.run.frames import keywords_of_call
 from unvanish.torch.run.roots import Roots, is_loss
 from unvanish.torch.run.trial import Batch, batch_of
-from unvanish.torch.scopes import Call, tensors_in
+from unvanish.torch.views.observe import Before, before_backward
 from unvanish.types import LossView, NonFinite, Site, TimeProfile
 
 _MOST_CALLS = 200_000  # module calls kept while no backward pass comes: a program that only infers

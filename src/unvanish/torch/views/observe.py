@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from unvanish.torch.activations import Units
-from unvanish.torch.cuts import find_cuts
-from unvanish.torch.graph import Graph
-from unvanish.torch.inputs import view_inputs
-from unvanish.torch.losses import view_loss
-from unvanish.torch.naming import Names, names_of
-from unvanish.torch.objective import Objective, batch_size, main_tensor
-from unvanish.torch.parameters import view_parameters
-from unvanish.torch.probe import Probe
-from unvanish.torch.scopes import clean, tensors_in
+from unvanish.torch.probe.activations import Units
+from unvanish.torch.probe.graph import Graph
+from unvanish.torch.probe.naming import Names, names_of
+from unvanish.torch.probe.probe import Probe
+from unvanish.torch.probe.scopes import clean, tensors_in
+from unvanish.torch.rehearsal.objective import Objective, batch_size, main_tensor
+from unvanish.torch.views.cuts import find_cuts
+from unvanish.torch.views.inputs import view_inputs
+from unvanish.torch.views.losses import view_loss
+from unvanish.torch.views.parameters import view_parameters
 from unvanish.types import Cut, InputView, LossView, Parameter, Site, TimeProfile
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
-from unvanish.torch.cells import Kernel, state_norms
+from unvanish.torch.probe.cells import Kernel, state_norms
 from unvanish.types import Site, TimeProfile
 
 _LOOP = 4  # uses of one parameter, each below the next, that make a loop over time

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from unvanish.torch.portable import follow, portable
+from unvanish.torch.rehearsal.portable import follow, portable
 
 
 class Working(NamedTuple):

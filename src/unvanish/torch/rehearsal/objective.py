@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.optim import Optimizer
 
-from unvanish.torch.scopes import tensors_in
+from unvanish.torch.probe.scopes import tensors_in
 
 
 @contextmanager

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-from unvanish.torch.births import find_backward_birth, find_bad_source, find_forward_birth
-from unvanish.torch.copies import Working
-from unvanish.torch.naming import names_of
-from unvanish.torch.norms import dense, norms
-from unvanish.torch.objective import Objective, fresh
-from unvanish.torch.observe import observe
-from unvanish.torch.parameters import Updates, with_updates
-from unvanish.torch.scopes import clean
+from unvanish.torch.probe.naming import names_of
+from unvanish.torch.probe.norms import dense, norms
+from unvanish.torch.probe.scopes import clean
+from unvanish.torch.rehearsal.copies import Working
+from unvanish.torch.rehearsal.objective import Objective, fresh
+from unvanish.torch.views.births import find_backward_birth, find_bad_source, find_forward_birth
+from unvanish.torch.views.observe import observe
+from unvanish.torch.views.parameters import Updates, with_updates
 from unvanish.types import NonFinite, Parameter, Snapshot, Step
 
 _LOOKS = (0, 1, 5, 10, 20)  # steps probed in full, and the last

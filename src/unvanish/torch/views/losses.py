@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from unvanish.torch.activations import readable
-from unvanish.torch.floors import Reading, constant_loss, floor_by_value, floor_of
-from unvanish.torch.graph import Graph, Vertex
-from unvanish.torch.moments import moments
+from unvanish.torch.probe.activations import readable
+from unvanish.torch.probe.graph import Graph, Vertex
+from unvanish.torch.probe.moments import moments
+from unvanish.torch.views.floors import Reading, constant_loss, floor_by_value, floor_of
 from unvanish.types import LossView
 
 __all__ = ["constant_loss", "view_loss"]

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unvanish.torch import ops
+from unvanish.torch.probe import ops
 from unvanish.vocabulary import Kind
 
 _Edges = tuple[tuple[Any, int], ...]

@@ -15,15 +15,21 @@ from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from unvanish import reading
-from unvanish.torch.copies import Working, grads_aside, preserved_generators, preserved_randomness, working_copy
-from unvanish.torch.cuts import confirmed
-from unvanish.torch.experiments import experiments, format_experiments
-from unvanish.torch.objective import Objective, check_program, fresh
-from unvanish.torch.observe import Observation, observe
-from unvanish.torch.probe import merge_units
-from unvanish.torch.rank import stable_rank
-from unvanish.torch.rehearse import find_birth, rehearse
-from unvanish.torch.scopes import clean
+from unvanish.torch.probe.probe import merge_units
+from unvanish.torch.probe.scopes import clean
+from unvanish.torch.rehearsal.copies import (
+    Working,
+    grads_aside,
+    preserved_generators,
+    preserved_randomness,
+    working_copy,
+)
+from unvanish.torch.rehearsal.experiments import experiments, format_experiments
+from unvanish.torch.rehearsal.objective import Objective, check_program, fresh
+from unvanish.torch.rehearsal.rehearse import find_birth, rehearse
+from unvanish.torch.views.cuts import confirmed
+from unvanish.torch.views.observe import Observation, observe
+from unvanish.torch.views.rank import stable_rank
 from unvanish.types import Flow, OptimizerView, Parameter, Site
 
 _MOST_BATCHES = 16

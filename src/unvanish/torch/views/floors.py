@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unvanish.torch.graph import Vertex
+from unvanish.torch.probe.graph import Vertex
 
 _CLASSES = ("cross_entropy", "nll")
 _SCALINGS = ("mul", "div", "neg", "to_copy")  # of a scalar; on anything larger they may be a mask
@@ -42,6 +42,7 @@ class Reading:
         """Class index that does not count; autograd shows -100 as an unsigned number."""
         index = -100 if self.option("ignore_index") is None else int(self.option("ignore_index"))
         return index - (1 << 64) if index >= 1 << 63 else index
+
 
 _ONE_CLASS = 1e-6  # nats; less is the rounding of a batch with a single class
 

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from unvanish.torch.buffers import QUEUE_BYTES, QUEUE_LENGTH, Buffers
+from unvanish.torch.probe.buffers import QUEUE_BYTES, QUEUE_LENGTH, Buffers
 
 _STRIDED, _complex = torch.strided, torch.is_complex
 _SAFE = (1e-15, 1e18)  # float32 norms between these are exact to rounding

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unvanish.torch.graph import Graph
-from unvanish.torch.moments import moments
-from unvanish.torch.scopes import tensors_in
+from unvanish.torch.probe.graph import Graph
+from unvanish.torch.probe.moments import moments
+from unvanish.torch.probe.scopes import tensors_in
 from unvanish.types import InputView
 
 

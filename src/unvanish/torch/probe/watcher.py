@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unvanish.torch.activations import readable
-from unvanish.torch.graph import Vertex
-from unvanish.torch.moments import MomentQueue
-from unvanish.torch.naming import Names
-from unvanish.torch.recurrent import TimeWatch
-from unvanish.torch.scopes import Scopes, tensors_in
+from unvanish.torch.probe.activations import readable
+from unvanish.torch.probe.graph import Vertex
+from unvanish.torch.probe.moments import MomentQueue
+from unvanish.torch.probe.naming import Names
+from unvanish.torch.probe.recurrent import TimeWatch
+from unvanish.torch.probe.scopes import Scopes, tensors_in
 
 _saving_elsewhere = torch._C._autograd._top_saved_tensors_default_hooks
 _KEEP_OUTPUT = frozenset({nn.Tanh, nn.Sigmoid, nn.ReLU})  # their nodes do, so that it can be read later, many at once

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unvanish.torch.naming import Names
-from unvanish.torch.scopes import Scopes, tensors_in
+from unvanish.torch.probe.naming import Names
+from unvanish.torch.probe.scopes import Scopes, tensors_in
 from unvanish.types import NonFinite, Site
 
 # ops that write -inf or inf on purpose (masks) or hand on what others made

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from unvanish.torch.graph import Vertex, read_graph
-from unvanish.torch.objective import Objective
+from unvanish.torch.probe.graph import Vertex, read_graph
+from unvanish.torch.rehearsal.objective import Objective
 
 PROJECTIONS = 8
 

@@ -22,14 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unvanish.torch.activations import DERIVATIVES, UnitQueue, Units, readable
-from unvanish.torch.buffers import QUEUE_BYTES, QUEUE_LENGTH
-from unvanish.torch.graph import Graph, Vertex, read_graph
-from unvanish.torch.naming import Namer, Names
-from unvanish.torch.norms import Norms
-from unvanish.torch.recurrent import TimeWatch
-from unvanish.torch.sites import Measured, describe, merge_units, normalized_count
-from unvanish.torch.watcher import Watcher
+from unvanish.torch.probe.activations import DERIVATIVES, UnitQueue, Units, readable
+from unvanish.torch.probe.buffers import QUEUE_BYTES, QUEUE_LENGTH
+from unvanish.torch.probe.graph import Graph, Vertex, read_graph
+from unvanish.torch.probe.naming import Namer, Names
+from unvanish.torch.probe.norms import Norms
+from unvanish.torch.probe.recurrent import TimeWatch
+from unvanish.torch.probe.sites import Measured, describe, merge_units, normalized_count
+from unvanish.torch.probe.watcher import Watcher
 from unvanish.types import Site
 
 __all__ = ["LOW_PRECISION", "Probe", "merge_units", "release"]

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from unvanish.torch.buffers import Buffers
-from unvanish.torch.norms import dense
+from unvanish.torch.probe.buffers import Buffers
+from unvanish.torch.probe.norms import dense
 from unvanish.types import Moments
 
 _SMALL = 1 << 16  # bytes: below this the call costs more than the arithmetic, so equal shapes are measured together

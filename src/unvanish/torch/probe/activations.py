@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unvanish.torch.buffers import Buffers
-from unvanish.torch.graph import Vertex
+from unvanish.torch.probe.buffers import Buffers
+from unvanish.torch.probe.graph import Vertex
 
 SATURATING = {"tanh": 1.0, "sigmoid": 0.25, "hardtanh": 1.0, "hardsigmoid": 1 / 6, "relu6": 1.0, "softsign": 1.0}
 _RISING = {"tanh", "sigmoid", "relu", "relu6", "leaky_relu", "hardtanh", "hardsigmoid", "elu", "selu", "softplus"}

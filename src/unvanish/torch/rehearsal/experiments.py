@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from unvanish import reading
-from unvanish.torch.copies import working_copy
-from unvanish.torch.inputs import view_inputs
-from unvanish.torch.objective import Objective, fresh
-from unvanish.torch.rehearse import take_step
+from unvanish.torch.rehearsal.copies import working_copy
+from unvanish.torch.rehearsal.objective import Objective, fresh
+from unvanish.torch.rehearsal.rehearse import take_step
+from unvanish.torch.views.inputs import view_inputs
 from unvanish.types import Experiment, Flow
 
 _FACTORS = (0.1, 0.01, 10.0, 100.0)

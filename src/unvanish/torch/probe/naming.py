@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from unvanish.torch.graph import Graph, Vertex
-from unvanish.torch.scopes import Call, Scopes, clean
+from unvanish.torch.probe.graph import Graph, Vertex
+from unvanish.torch.probe.scopes import Call, Scopes, clean
 
 
 @dataclass(frozen=True, slots=True)

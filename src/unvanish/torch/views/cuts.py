@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
-from unvanish.torch.graph import Graph
-from unvanish.torch.scopes import Call, Scopes
+from unvanish.torch.probe.graph import Graph
+from unvanish.torch.probe.scopes import Call, Scopes
 from unvanish.types import Cut, Parameter
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from unvanish import theory
-from unvanish.torch.activations import Units, units
-from unvanish.torch.graph import Graph, Vertex
-from unvanish.torch.naming import SiteName
+from unvanish.torch.probe.activations import Units, units
+from unvanish.torch.probe.graph import Graph, Vertex
+from unvanish.torch.probe.naming import SiteName
 from unvanish.types import Moments, Site
 
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from unvanish.torch.graph import Graph
-from unvanish.torch.naming import Names
-from unvanish.torch.norms import Norms, dense, log, norms
-from unvanish.torch.rows import duplicate_rows, shares
-from unvanish.torch.scopes import Scopes
+from unvanish.torch.probe.graph import Graph
+from unvanish.torch.probe.naming import Names
+from unvanish.torch.probe.norms import Norms, dense, log, norms
+from unvanish.torch.probe.rows import duplicate_rows, shares
+from unvanish.torch.probe.scopes import Scopes
 from unvanish.types import Parameter
 
 __all__ = ["Updates", "duplicate_rows", "log_norm", "view_parameters", "with_updates"]

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from unvanish.torch.norms import dense
+from unvanish.torch.probe.norms import dense
 
 _CHUNK = 1 << 17  # elements converted to float64 at a time
 _EQUAL = 1e-12  # of the largest projection: rounding

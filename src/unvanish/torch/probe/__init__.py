@@ -1,0 +1,1 @@
+"""One watched backward pass: autograd nodes in, sites of plain numbers out."""
