@@ -47,7 +47,8 @@ class Site:
     ``log_grad_out`` is ln ||dL/d output||_2 and ``log_grad_in`` ln ||dL/d data input||_2.  ``reference`` is the
     ln of the best small-signal slope of the activation: its own for an activation, that of the activation it
     feeds for a linear or convolution site (0 where it feeds none).  ``inputs`` are the orders of the sites
-    whose outputs it reads; ``depth`` is the number of sites on the longest path up to here.
+    whose outputs it reads; ``depth`` is the number of sites on the longest path up to here.  ``nonfinite_gradient``
+    counts the NaN and Inf in the gradient that arrives.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Site:
     dead: float | None = None
     saturated: float | None = None
     zero_gradient: float | None = None
+    nonfinite_gradient: int = 0
     normalized_count: int | None = None
 
     @property

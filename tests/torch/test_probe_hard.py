@@ -263,6 +263,22 @@ def test_nan_is_nan_and_not_zero_and_not_dead() -> None:
     assert site(sites, "1").dead == 0.0
 
 
+def test_bad_gradients_are_counted_where_they_arrive() -> None:
+    model, x, weight = stack(), torch.randn(4, 6), torch.ones(4, 6)
+    weight[1, :2] = torch.tensor([math.nan, math.inf])
+    arrived: list[Tensor] = []
+
+    def loss(m: nn.Module) -> Tensor:
+        output = m(x)
+        output.register_hook(arrived.append)
+        return (output * weight[:, : output.shape[1]]).sum()
+
+    sites = watch(model, loss, 4)
+    last = [s for s in sites if s.kind == "linear"][-1]
+    assert last.nonfinite_gradient == int((~torch.isfinite(arrived[0])).sum()) > 0
+    assert sites[-1].nonfinite_gradient == 0
+
+
 def test_infinite_gradient_is_infinite() -> None:
     model, x = nn.Sequential(nn.Linear(3, 3)), torch.randn(2, 3)
     sites = watch(model, lambda m: m(x).sum() * torch.tensor(math.inf), 2)

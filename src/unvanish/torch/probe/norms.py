@@ -34,6 +34,7 @@ class Norms:
         self._slots = 0
         self._bytes = 0
         self._values: dict[int, float] = {}
+        self.nonfinite: dict[int, int] = {}  # slot -> how many NaN and Inf; only slots that have any
         self._scale = 1.0  # power of 2 that brings what was measured last near 1
         self._buffers = Buffers()
 
@@ -99,6 +100,9 @@ class Norms:
             measured = norms(tensors, scale=self._scale, buffers=self._buffers)
             self._scale = _scale(measured[-1])  # what was needed last is needed next
             self._values.update(zip(slots, measured, strict=True))
+            for slot, norm, tensor in zip(slots, measured, tensors, strict=True):
+                if not math.isfinite(norm):
+                    self.nonfinite[slot] = int((~torch.isfinite(tensor)).sum())
 
 
 def _scale(norm: float) -> float:

@@ -165,7 +165,8 @@ class Probe:
         log_out = self._norms.logs()
         log_in = {index: log_out.get(slot) for index, slot in self._grad_in.items()}
         forward = self.scopes.moments.finish()
-        sites = describe(graph, names, Measured(forward, log_out, log_in, units, self._zeros, self._counts))
+        bad = self._norms.nonfinite
+        sites = describe(graph, names, Measured(forward, log_out, log_in, units, self._zeros, bad, self._counts))
         shown = (index for index, vertex in enumerate(graph.vertices) if not vertex.hidden)
         return sites, {order: units[index] for order, index in enumerate(shown) if index in units}
 

@@ -22,6 +22,7 @@ class Measured:
     log_in: dict[int, float | None]
     units: dict[int, Units]
     zeros: dict[int, float]
+    nonfinite: dict[int, int]
     counts: dict[int, int | None]
 
 
@@ -53,6 +54,7 @@ def describe(graph: Graph, names: list[SiteName], measured: Measured) -> tuple[S
                 dead=None if unit is None else unit.dead,
                 saturated=None if unit is None else unit.saturated,
                 zero_gradient=measured.zeros.get(index),
+                nonfinite_gradient=measured.nonfinite.get(index, 0),
                 normalized_count=measured.counts.get(index),
             )
         )
