@@ -141,6 +141,28 @@ def test_a_sick_network_is_named_by_its_cause() -> None:
     assert "initialization" in ran.err
 
 
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [
+        ("tanh_bias_four", "saturation"),
+        ("relu_bias_minus_ten", "dead-units"),
+        ("layernorm_of_one", "normalization"),
+        ("sixteen_bit_pixels", "input-scale"),
+        ("softmax_twice", "loss-mismatch"),
+        ("detached_encoder", "disconnected"),
+        ("adam_one", "learning-rate-high"),
+        ("schedule_at_zero", "learning-rate-low"),
+        ("relu_standard_normal", "exploding"),
+        ("copied_rows", "symmetry"),
+        ("lora", None),
+        ("resnet", None),
+    ],
+)
+def test_a_watched_program_of_the_zoo_is_judged_as_by_diagnose(name: str, cause: str | None) -> None:
+    findings = watched("zoo_program.py", name).diagnoses[0].findings
+    assert (findings[0].cause if findings else None) == cause
+
+
 def test_steps_stops_the_script() -> None:
     ran = watched("digits.py", options=("--steps", "11"))
     assert len(ran.diagnoses[0].flow.steps) == 11

@@ -73,12 +73,12 @@ class Track:
         return other.shape == self.shape and other.turn <= self.born and other is not self
 
     def learn(self, optimizer: Optimizer) -> None:
-        """Read the parameters and the learning rates; a schedule's largest rate is the one that counts."""
+        """Read the parameters and the learning rates; of a schedule's, the largest that a step was made with counts."""
         held = [p for group in optimizer.param_groups for p in group["params"]]
         self.parameters = {id(p): weakref.ref(p) for p in held}
         self.shape = (self.name, *(tuple(p.shape) for p in held))
         now, old = view_optimizer(optimizer, given=True), self.view.learning_rates
-        if len(now.learning_rates) == len(old):
+        if self.count and len(now.learning_rates) == len(old):
             now = replace(now, learning_rates=tuple(map(max, now.learning_rates, old)))
         self.view = now
 
