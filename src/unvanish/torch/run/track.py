@@ -76,7 +76,7 @@ class Track:
         """Read the parameters and the learning rates; of a schedule's, the largest that a step was made with counts."""
         held = [p for group in optimizer.param_groups for p in group["params"]]
         self.parameters = {id(p): weakref.ref(p) for p in held}
-        self.shape = (self.name, *(tuple(p.shape) for p in held))
+        self.shape = (self.name, *((tuple(p.shape), p.dtype) for p in held))
         now, old = view_optimizer(optimizer, given=True), self.view.learning_rates
         if self.count and len(now.learning_rates) == len(old):
             now = replace(now, learning_rates=tuple(map(max, now.learning_rates, old)))
