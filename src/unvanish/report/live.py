@@ -13,10 +13,10 @@ from unvanish.types import Parameter
 
 
 class Live:
-    """Lines in a pipe, coloured lines on a terminal.
+    """One status line on a terminal, rewritten in place; plain lines in a pipe (few: probed steps are rare).
 
-    A probed step is rare (0, 1, 2, 5, 10, ...), so that the lines stay few.  A line that is rewritten in place would
-    fight with the script's own output and progress bars for the terminal's last row.
+    The status stands at the right edge of the terminal's last row and leaves the cursor at its left edge, so that the
+    script's own next output is written over its blank part and nothing of the script's is lost.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -36,15 +36,19 @@ class Live:
             line.append(", gradient first layer ")
             line.append(f"{ends[0]:.1e}", "bold red" if sick else "green")
             line.append(f", last layer {ends[1]:.1e}")
-        self._write(line)
+        self._write(line, status=True)
 
-    def _write(self, line: Text) -> None:
+    def _write(self, line: Text, status: bool = False) -> None:
         stream = self._stream or sys.stderr
         if not stream.isatty():
             stream.write(f"{line.plain}\n")
             stream.flush()
             return
-        Console(file=stream, highlight=False).print(line, overflow="ellipsis", no_wrap=True)
+        console = Console(file=stream, highlight=False)
+        if status:
+            line.truncate(console.width - 1, overflow="ellipsis")
+            line.align("right", console.width - 1)
+        console.print(line, overflow="ellipsis", no_wrap=True, end="\r" if status else "\n")
 
 
 def gradient_ends(parameters: tuple[Parameter, ...]) -> tuple[float, float] | None:
