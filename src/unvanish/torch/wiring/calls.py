@@ -49,6 +49,7 @@ def _signature(func: Any) -> tuple[str, ...]:
 
 
 def roles_of(name: str, func: Any, args: Any) -> dict[Any, str]:
+    """Position -> name of the positional arguments of a call."""
     names = _signature(func)
     if kind_of(name, 1, True) == "recurrent" and not name.endswith("cell"):
         names = _PADDED if isinstance(args[3], bool) else _PACKED
