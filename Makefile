@@ -7,7 +7,7 @@ TORCH_FLAGS ?=
 # Two test processes, one thread each: more threads than cores make small networks slower.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint check format clean
+.PHONY: demo test lint check format bench-depth clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/unvanish demo
@@ -26,6 +26,11 @@ check: lint test
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Plain networks of 1,000 layers on digits; the record: make bench-depth DEPTH=10000
+DEPTH ?= 1000
+bench-depth: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/init_depth.py --depth $(DEPTH)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .coverage
