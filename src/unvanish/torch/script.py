@@ -118,7 +118,7 @@ def _report(watch: Watch, live: Live, target: str, json_path: Path | None, *, qu
 def _diagnose(track: Track, tracks: list[Track], watch: Watch, seconds: float) -> Diagnosis:
     """The verdict on one optimizer; ``seconds`` may be spent on trying levers on a copy."""
     flow, notes = assemble(track, tracks, watch.roots), watch.notes
-    affordable = _RUNS * watch.elapsed() / track.count < seconds
+    affordable = _RUNS * watch.pace() < seconds
     if track.trial is not None and len(tracks) == 1 and flow.nonfinite is None and affordable:
         try:
             flow = replace(flow, experiments=tried(track.trial, flow))

@@ -15,6 +15,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from unvanish.torch.run.watch import Watch
 
+_is_compiling = torch.compiler.is_compiling
+
 
 @contextmanager
 def watching(watch: Watch) -> Iterator[None]:
@@ -22,8 +24,8 @@ def watching(watch: Watch) -> Iterator[None]:
     with ExitStack() as undo:
         undo.callback(watch.close)
         undo.callback(_silence("Using `torch.compile\\(module\\)` when there are global hooks"))
-        undo.callback(register_optimizer_step_pre_hook(_safe(watch, watch.step_begins)).remove)
-        undo.callback(register_optimizer_step_post_hook(_safe(watch, watch.step_ended)).remove)
+        undo.callback(register_optimizer_step_pre_hook(_step_begins(watch)).remove)
+        undo.callback(register_optimizer_step_post_hook(_step_ended(watch)).remove)
         for owner, name, make in _REPLACED:
             original = getattr(owner, name)
             setattr(owner, name, functools.wraps(original)(make(watch, original)))
@@ -43,10 +45,26 @@ def _silence(message: str) -> Callable[[], None]:
     return undo
 
 
-def _safe(watch: Watch, event: Callable[[Optimizer], None]) -> Callable[[Optimizer, Any, Any], None]:
+def _step_begins(watch: Watch) -> Callable[[Optimizer, Any, Any], None]:
+    relaxed = watch.tally.relaxed
+
     def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not watch.elsewhere():
-            _tell(watch, event, optimizer)
+        if not (_is_compiling() or relaxed(optimizer) or watch.elsewhere()):
+            _tell(watch, watch.step_begins, optimizer)
+
+    return hook
+
+
+def _step_ended(watch: Watch) -> Callable[[Optimizer, Any, Any], None]:
+    counted = watch.tally.counted
+
+    def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        try:
+            done = _is_compiling() or counted(optimizer)
+        except Exception:
+            done = watch.fail()
+        if not done and not watch.elsewhere():
+            _tell(watch, watch.step_ended, optimizer)
 
     return hook
 
@@ -61,7 +79,15 @@ def _tell(watch: Watch, event: Callable[..., Any], *args: Any, **kwargs: Any) ->
 
 
 def _backward(watch: Watch, original: Callable[..., None]) -> Callable[..., None]:
+    heard = watch.tally.heard
+
     def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            done = _is_compiling() or heard(tensors)
+        except Exception:
+            done = watch.fail()
+        if done:
+            return original(tensors, *args, **kwargs)
         pending = None if watch.elsewhere() else _tell(watch, watch.backward_begins, tensors)
         if pending is None:
             return original(tensors, *args, **kwargs)

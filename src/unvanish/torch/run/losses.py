@@ -23,8 +23,10 @@ class Losses:
 
     def add(self, values: list[Value]) -> None:
         """The loss of one step: the mean over its backward passes (NaN for none)."""
-        if len(values) == 1 and isinstance(values[0], float):
-            self._set(len(self.values), [values[0]])
+        if len(values) == 1 and type(value := values[0]) is float:  # at nearly every step, so it is made short
+            self.values.append(value)
+            if value - value != 0.0 and self.first_bad is None:
+                self.first_bad = len(self.values) - 1
         elif any(isinstance(value, Tensor) for value in values):
             self._waiting.append((len(self.values), values))
             self.values.append(math.nan)
@@ -57,4 +59,4 @@ class Losses:
 
 def value_of(loss: Tensor) -> Value:
     """A number on the CPU, where that costs nothing; elsewhere a tensor to be fetched later."""
-    return loss.item() if loss.device.type == "cpu" else loss.detach()
+    return loss.item() if loss.is_cpu else loss.detach()

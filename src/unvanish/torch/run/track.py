@@ -64,6 +64,7 @@ class Track:
         self.born = self.turn = turn
         self.begun: Begun | None = None
         self.trial: Trial | None = None
+        self.wake = 0  # steps before this one are only counted
         self._next = 0
         self._tries = 0
         self.learn(optimizer)
@@ -81,6 +82,10 @@ class Track:
         if self.count and len(now.learning_rates) == len(old):
             now = replace(now, learning_rates=tuple(map(max, now.learning_rates, old)))
         self.view = now
+
+    def sleep(self, limit: int | None) -> None:
+        """Only count until the step before the next look, or before the script is to be stopped."""
+        self.wake = (self._next if limit is None else min(self._next, limit)) - 1
 
     def due(self) -> bool:
         """Is the coming step one to look at?"""

@@ -1,6 +1,6 @@
 """What happens in the user's program, event by event: backward passes and optimizer steps of any number of networks.
 
-Between two looks nothing is hooked but these events; each costs a few microseconds.
+Between two looks these events are only counted, by ``Tally``, which costs about a microsecond each; no module is hooked.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from unvanish.torch.run.birth import find_birth_unwatched
-from unvanish.torch.run.losses import Value, value_of
+from unvanish.torch.run.losses import value_of
 from unvanish.torch.run.roots import Roots
+from unvanish.torch.run.tally import Tally
 from unvanish.torch.run.track import Look, Track
 from unvanish.torch.run.trial import keep
 from unvanish.torch.run.window import Pending, Seen, Window
@@ -65,12 +66,10 @@ class Watch:
         self._passed: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self.broken: str | None = None
         self._looked, self._say, self._limit = looked, say, limit
-        self._values: list[Value] = []
-        self._last: list[Value] = []
-        self._scaled: tuple[Tensor, Tensor, Any] | None = None
+        self.tally = Tally()
         self._stepping: Track | None = None
-        self._turn = 0
-        self._since = self._until = time.monotonic()
+        self._since = self._until = _now()
+        self._timed = 0
         self._birth: NonFinite | None = None
         self._compiled = False
         self._stance: Any = None
@@ -87,14 +86,14 @@ class Watch:
         """An optimizer was made: the first step of training is near."""
         if self._find(optimizer) is not None or optimizer in self._passed:
             return
-        track = Track(optimizer, self.backwards, self._turn)
+        track = Track(optimizer, self.backwards, self.tally.turn)
         over = [old for old in self.tracks if old.reference() is None and old.shape == track.shape]
         if over or len(self.tracks) >= _MOST_TRACKS:
             self.unwatched += 1
             self._passed.add(optimizer)
             return
         self.tracks.append(track)
-        self._since = _now() if not self._turn else self._since
+        self._since = _now() if not self.tally.turn else self._since
         self._arrange()
 
     def compiled(self) -> None:
@@ -106,7 +105,7 @@ class Watch:
     def scaled(self, result: Any, loss: Any, scaler: Any) -> None:
         """A GradScaler multiplied the loss."""
         if isinstance(result, Tensor) and isinstance(loss, Tensor) and scaler.is_enabled():
-            self._scaled = (result, loss, scaler)
+            self.tally.scaled = (result, loss, scaler)
 
     def backward_begins(self, tensors: Any) -> Pending | None:
         """The user called ``backward``."""
@@ -120,18 +119,17 @@ class Watch:
             self.step_ended(self._hand)
         self.backwards += 1
         scaler = None
-        if self._scaled is not None and self._scaled[0] is loss:
-            _, loss, scaler = self._scaled
-        self._scaled = None
+        if self.tally.scaled is not None and self.tally.scaled[0] is loss:
+            _, loss, scaler = self.tally.scaled
+        self.tally.scaled = None
         value = value_of(loss)
-        self._values.append(value)
+        self.tally.note(value)
         if self.window is not None:
             return self.window.begin(loss, None if scaler is None else scaler.get_scale(), self.backwards)
         if self._hand is not None:
             self.step_begins(self._hand)
         if isinstance(value, float) and not math.isfinite(value) and self._birth is None:
-            self.roots.refresh()
-            self._birth = find_birth_unwatched(loss, self.roots.names)
+            self._find_birth(loss)
         return None
 
     def backward_ended(self, pending: Pending) -> None:
@@ -166,10 +164,12 @@ class Watch:
     def step_ended(self, optimizer: Optimizer, *, skipped: bool = False) -> None:
         """Optimizer post-hook; ``skipped`` = a GradScaler met Inf and left the step out."""
         track = self._find(optimizer)
-        if track is None or (track is not self._stepping and not skipped):
+        if track is None:
+            self.tally.forget()
+        if track is None or not (skipped or track is self._stepping or self.tally.relaxed(optimizer)):
             return
-        self._stepping = None
-        look = None
+        self._stepping = look = None
+        born = self._birth is not None
         if skipped:
             track.skipped.add(track.count)
         elif self.window is not None and track.begun is not None:
@@ -177,16 +177,16 @@ class Watch:
         self._count(track, skipped)
         if look is not None:
             self._looked(track, look)
-        if self.window is not None or track.due():
+        if self.window is not None or track.due() or born:
             self._arrange()
         if self._limit is not None and track is self.main() and track.count >= self._limit:
             raise Enough
 
     # ---- what follows from them ----------------------------------------------------------------------------------
 
-    def elapsed(self) -> float:
-        """Seconds from the first look to the latest step."""
-        return self._until - self._since
+    def pace(self) -> float:
+        """Seconds a step took, from the first look to the latest."""
+        return (self._until - self._since) / max(self._timed, 1)
 
     def main(self) -> Track | None:
         """The optimizer that stepped first."""
@@ -200,6 +200,7 @@ class Watch:
 
     def close(self) -> None:
         """Take all module hooks away."""
+        self.tally.attend()
         if self.window is not None:
             self.window.close()
             self.window = None
@@ -207,36 +208,52 @@ class Watch:
             self._stance.__exit__(None, None, None)
             self._stance = None
 
-    def fail(self) -> None:
-        """Something of ours broke: the user's training goes on without us."""
+    def fail(self) -> bool:
+        """Something of ours broke: the user's training goes on without us. False, as nothing is done."""
         self.broken = traceback.format_exc()
         self.close()
+        return False
 
     def _count(self, track: Track, skipped: bool) -> None:
-        values = self._values or self._last
-        self._last, self._values = values, []
-        track.losses.add(values)
         if self._birth is not None and not skipped and track.nonfinite is None:
             track.nonfinite = replace(self._birth, step=track.count)
         if not skipped:
             self._birth = None
-        track.count += 1
-        self._turn += 1
-        self._until = _now()
-        track.clock, track.turn = self.backwards, self._turn
+        self.tally.count(track)
+        self._until, self._timed = _now(), self.tally.turn
+        track.clock = self.backwards
 
     def _arrange(self) -> None:
         """Open the window if the coming step of any optimizer is to be looked at, else close it."""
-        wanted = any(track.due() and not track.dormant(self._turn) for track in self.tracks)
+        wanted = any(track.due() and not track.dormant(self.tally.turn) for track in self.tracks)
         if not wanted:
             self.close()
+            self._relax()
         elif self.window is None:
-            self.window = Window(self.roots, self._position, first=self._turn == 0)
+            self.tally.attend()
+            self.window = Window(self.roots, self._position, first=self.tally.turn == 0)
             if self._compiled:
                 self._go_eager()
         else:
-            oldest = min(track.clock for track in self.tracks if not track.dormant(self._turn))
+            oldest = min(track.clock for track in self.tracks if not track.dormant(self.tally.turn))
             self.window.seen = [seen for seen in self.window.seen if seen.clock > oldest]
+
+    def _relax(self) -> None:
+        """Only count until a look is due. A step inside another's is one step, which takes attention; so does none."""
+        alive = [track for track in self.tracks if track.reference() is not None]
+        for track in alive:
+            track.sleep(self._limit)
+        apart = [track for track in alive if not any(self._overlap(track, other) for other in alive)]
+        self.tally.relax(apart if self._hand is None else ())
+
+    def _find_birth(self, loss: Tensor) -> None:
+        """Of a loss that is not finite, at a step that is not looked at; the first of each optimizer counts."""
+        if all(track.nonfinite is not None for track in self.tracks):
+            return
+        self.roots.refresh()
+        self._birth = find_birth_unwatched(loss, self.roots.names)
+        for track in self.tracks:
+            track.wake = 0
 
     def _go_eager(self) -> None:
         self._stance = torch.compiler.set_stance("force_eager")
