@@ -1,7 +1,7 @@
-"""Mean-field facts about activations, in NumPy: slopes, critical gains, the gain of a deep plain net.
+"""Mean-field facts about activations, in NumPy: slopes, critical gains, operating points, the gain of a deep net.
 
 Sources: Poole et al. 2016 (arXiv:1606.05340), Schoenholz et al. 2017 (arXiv:1611.01232), He et al. 2015
-(arXiv:1502.01852).
+(arXiv:1502.01852), Martens et al. 2021 (arXiv:2110.01765), Balduzzi et al. 2017 (arXiv:1702.08591).
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Elementwise = Callable[[Array], Array]
 _LEAK = 0.01
 
 _SLOPES: dict[str, float] = {
@@ -91,9 +94,7 @@ def _gaussian_grid() -> tuple[Array, Array]:
     return z, weight
 
 
-def backward_log_gain(
-    phi: Callable[[Array], Array], derivative: Callable[[Array], Array], sigma_w: float, sigma_b: float = 0.0
-) -> float:
+def backward_log_gain(phi: Elementwise, derivative: Elementwise, sigma_w: float, sigma_b: float = 0.0) -> float:
     r"""Expected log-gain of the gradient norm per layer at the fixed point of a wide random net.
 
     .. math:: q^* = \sigma_w^2 E[\phi(\sqrt{q^*} z)^2] + \sigma_b^2,\quad
@@ -123,3 +124,177 @@ def backward_log_gain(
         q = after
     chi = sigma_w**2 * float(weight @ derivative(math.sqrt(q) * z) ** 2)
     return 0.5 * math.log(chi)
+
+
+class OperatingPoint(NamedTuple):
+    """Where on its curve an activation is used: ``gamma * (phi(alpha z + beta) - mean)`` has mean 0 and variance 1."""
+
+    alpha: float
+    beta: float
+    mean: float
+    gamma: float
+
+
+def operating_point(
+    phi: Elementwise, depth: int, derivative: Elementwise | None = None, *, zeta: float = 1.5
+) -> OperatingPoint:
+    r"""Scale and shift at which a plain net of this depth keeps its inputs apart and its gradients alive.
+
+    .. math:: u = \alpha z + \beta,\ z \sim N(0, 1):\quad
+              \frac{\alpha^2 E[\phi'(u)^2]}{Var[\phi(u)]} = \zeta^{1/L},\quad
+              m = E[\phi(u)],\ \gamma = Var[\phi(u)]^{-1/2}
+
+    The left side is the squared slope of the standardised activation, 1 for a straight line and more the more it bends;
+    a net of L layers spends ``zeta`` of it in all. The shift beta is 0 where the activation is odd about (0, phi(0)), 1
+    (or -1) where it is positively homogeneous like ReLU, elsewhere in [0, 4] where a change of the signal's variance
+    neither grows nor decays from layer to layer.
+
+    Args:
+        phi: activation, elementwise on float64 arrays.
+        depth: number of activations L in a row.
+        derivative: its derivative, elementwise; by differences over the cells of the grid where not given.
+        zeta: squared slope of the whole net; 1.5 is best from 10 to 1,000 layers.
+
+    Returns:
+        alpha, beta, mean and gamma, dimensionless.
+
+    Raises:
+        ValueError: the activation is nowhere close enough to a line (a step function), or depth or zeta make no sense.
+
+    Example:
+        >>> alpha, beta, mean, gamma = operating_point(np.tanh, depth=100)
+        >>> round(alpha, 3), beta, round(abs(mean), 3), round(alpha * gamma, 3)
+        (0.255, 0.0, 0.0, 1.06)
+
+    Source: Martens et al. 2021, section 4 and appendix A.1 (deep kernel shaping); the four constants are here meant to
+    be folded into weights and biases.
+    """
+    if depth < 1 or not zeta > 1:
+        raise ValueError(
+            f"operating_point: depth {depth} and zeta {zeta} have no solution. Expected depth >= 1 and zeta > 1. "
+            "Give the number of activations in a row, and leave zeta at 1.5."
+        )
+    slope = math.exp(math.log(zeta) / depth)
+    point = next((p for p in (_best(phi, derivative, shifts, slope) for shifts in _shifts(phi)) if p is not None), None)
+    if point is None:
+        raise ValueError(
+            f"operating_point: this activation has no point where a net of depth {depth} could work: nowhere is it close "
+            "enough to a line that is not flat. Expected a function that is continuous and not constant near some point "
+            "in [0, 4]. Use another activation (tanh, GELU), or residual connections."
+        )
+    moments = _moments(phi, derivative, point.alpha, point.beta)
+    return OperatingPoint(point.alpha, point.beta, moments.mean, 1 / math.sqrt(moments.variance))
+
+
+def mirror_slope(phi: Elementwise) -> float | None:
+    r"""The k of activations whose mirrored pair of units is together a straight line.
+
+    .. math:: \phi(x) - \phi(-x) = k x \quad \forall x
+
+    ReLU, leaky ReLU, GELU, SiLU, softplus and hardswish have it: two units with opposite weights then pass signal and
+    gradient through any number of layers unchanged.
+
+    Args:
+        phi: activation, elementwise on float64 arrays.
+
+    Returns:
+        k, dimensionless; None where there is no such k, or where the activation is itself a line and needs no mirror.
+
+    Example:
+        >>> mirror_slope(lambda u: np.maximum(u, 0.1 * u)), mirror_slope(np.tanh)
+        (1.1, None)
+
+    Source: Balduzzi et al. 2017, section 4 (looks-linear initialisation), here for every activation that has a k.
+    """
+    x = np.geomspace(1e-3, 100.0, 400)
+    above, below = phi(x), phi(-x)
+    k = float((above - below) @ x / (x @ x))
+    straight = np.allclose(above, k / 2 * x, rtol=1e-6, atol=1e-9)
+    paired = np.allclose(above - below, k * x, rtol=1e-6, atol=1e-9)
+    return round(k, 9) if paired and not straight and abs(k) > 1e-6 else None
+
+
+class _Moments(NamedTuple):
+    mean: float
+    variance: float
+    slope: float  # squared slope of the standardised activation: 1 for a line
+    growth: float  # Q'(1): what becomes of a small change of the signal's variance
+
+
+class _Solution(NamedTuple):
+    alpha: float
+    beta: float
+    growth: float
+
+
+def _moments(phi: Elementwise, derivative: Elementwise | None, alpha: float, beta: float) -> _Moments:
+    z, weight = _gaussian_grid()
+    with np.errstate(all="ignore"):  # exp(200 z) overflows: infinite, and so no operating point
+        values = phi(alpha * z + beta)
+        mean = float(weight @ values)
+        centred = values - mean
+        variance = float(weight @ centred**2)
+    if not (1e-13 * mean) ** 2 < variance < math.inf:  # flat here up to rounding, or not a number
+        return _Moments(mean, 0.0, math.inf, math.inf)
+    if derivative is None:  # differences over each cell: no step size to choose, and blind to no kink
+        z, weight = _gaussian_cells()
+        bend = np.diff(values) / (_gaussian_grid()[0][1] - _gaussian_grid()[0][0])
+        centred = (centred[1:] + centred[:-1]) / 2
+    else:
+        bend = alpha * derivative(alpha * z + beta)
+    return _Moments(
+        mean, variance, float(weight @ bend**2) / variance, float((weight * z) @ (centred * bend)) / variance
+    )
+
+
+@cache
+def _gaussian_cells() -> tuple[Array, Array]:
+    """Midpoints of the grid's cells, and their weights under the standard normal."""
+    z, _ = _gaussian_grid()
+    middle = (z[1:] + z[:-1]) / 2
+    return middle, np.exp(-0.5 * middle**2) / math.sqrt(2 * math.pi) * (z[1] - z[0])
+
+
+def _shifts(phi: Elementwise) -> list[list[float]]:
+    """Shifts worth trying by the activation's symmetry, in order of preference."""
+    x = np.geomspace(1e-2, 10.0, 100)
+    anywhere = [float(beta) for beta in np.linspace(0, 4, 41)]
+    if np.allclose(phi(x) + phi(-x), 2 * phi(np.zeros_like(x)), rtol=1e-6, atol=1e-9):
+        return [[0.0], anywhere]
+    if np.allclose(phi(3 * x), 3 * phi(x), rtol=1e-6) and np.allclose(phi(-3 * x), 3 * phi(-x), rtol=1e-6):
+        return [[1.0], [-1.0]]  # only alpha / beta matters
+    return [anywhere]
+
+
+def _best(phi: Elementwise, derivative: Elementwise | None, shifts: list[float], slope: float) -> _Solution | None:
+    """The first shift with Q'(1) = 1, by bisection; where there is none, the one that comes closest."""
+    points = [p for p in (_at_shift(phi, derivative, beta, slope) for beta in shifts) if p is not None]
+    pair = next(((a, b) for a, b in pairwise(points) if (a.growth > 1) != (b.growth > 1)), None)
+    if pair is None:
+        return min(points, key=lambda p: abs(p.growth - 1), default=None)
+    low, high = pair
+    for _ in range(20):
+        middle = _at_shift(phi, derivative, (low.beta + high.beta) / 2, slope)
+        if middle is None:
+            break
+        low, high = (middle, high) if (middle.growth > 1) == (low.growth > 1) else (low, middle)
+    return low
+
+
+def _at_shift(phi: Elementwise, derivative: Elementwise | None, beta: float, slope: float) -> _Solution | None:
+    """The alpha at which the squared slope has grown to its target, by doubling and bisection."""
+
+    def straight(alpha: float) -> bool:
+        return _moments(phi, derivative, alpha, beta).slope < slope
+
+    low, high = 0.0, 1e-5
+    while straight(high):
+        low, high = high, 2 * high
+        if high > 20:  # never bends as much as a net this shallow may: used at unit scale
+            return _Solution(1.0, beta, _moments(phi, derivative, 1.0, beta).growth)
+    if not low:
+        return None
+    for _ in range(40):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if straight(middle) else (low, middle)
+    return _Solution(low, beta, _moments(phi, derivative, low, beta).growth)
