@@ -1,0 +1,205 @@
+r"""One direction: the derivative that backward gives against the one that differences give.
+
+For a piece :math:`y = f(x)`, a cotangent :math:`c` of length one and a direction :math:`d`
+
+.. math:: \langle J^T c, d \rangle \quad\text{against}\quad
+          \langle c, \tfrac43 D_{h/2} - \tfrac13 D_h \rangle,\qquad D_h = \frac{f(x + h d) - f(x - h d)}{2 h}
+
+with Richardson's extrapolation (error :math:`O(h^4)`).  An output at a kink or a jump is known by its differences:
+for a smooth one :math:`D_h` and :math:`D_{h/2}`, and :math:`S_h` and :math:`2 S_{h/2}` (second differences over h),
+agree.  Such outputs get the cotangent 0, *before* backward runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unvanish.torch.gradcheck.units import Leaf, Unit
+
+TOLERANCE = 1e-6
+_EPS = torch.finfo(torch.float64).eps
+_SMOOTH = 1e-5  # relative disagreement of D_h and D_{h/2} above which an output is not smooth; h^2 where it is
+_ROUNDING = 16 * _EPS  # of a value with some cancellation behind it
+_FLOOR = 1e-2  # an entry near zero moves by this much of the typical one
+_COARSE = 1e-4  # the limit up to which a measurement says something at the first try
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """``error`` and ``allowed`` in units of the derivative's scale; ``kinks``: share of outputs left out."""
+
+    error: float
+    allowed: float
+    kinks: float
+    shares: tuple[float, ...]  # of each leaf in the analytic derivative
+    unconnected: tuple[bool, ...]  # leaves that backward does not reach
+
+    @property
+    def failed(self) -> bool:
+        """Analytic and numeric derivative differ, and the differences are clear."""
+        return self.error > self.allowed and self.allowed < 1
+
+    @property
+    def passed(self) -> bool:
+        """They agree, and the differences are clear."""
+        return self.error <= self.allowed <= _COARSE
+
+
+@dataclass(frozen=True, slots=True)
+class Numeric:
+    """Per output: the extrapolated derivative, its plain estimate, the two disagreements, rounding, what is smooth."""
+
+    slope: Tensor
+    plain: Tensor
+    uneven: Tensor
+    bent: Tensor
+    rounding: Tensor
+    smooth: Tensor
+
+
+class BackwardError(Exception):
+    """Backward itself raised; the cause says what."""
+
+
+class Probe:
+    """A piece with its graph, ready for measurements along any direction."""
+
+    def __init__(self, unit: Unit, generator: torch.Generator) -> None:
+        self.unit, self.generator = unit, generator
+        self.outputs, self.leaves, self._tensors = unit.first()
+        self.values = [y.detach() for y in self.outputs]
+        self._tracked = [k for k, y in enumerate(self.outputs) if y.requires_grad]
+        self._scales = [spread(y) for y in self.values]
+
+    @property
+    def judgeable(self) -> bool:
+        """Is there anything to differentiate?"""
+        return bool(self.leaves and self._tracked)
+
+    def shifts(self, chosen: Sequence[int]) -> list[Tensor | None]:
+        """A random direction of the chosen leaves; each entry moves in proportion to its size."""
+        wanted = set(chosen)
+        return [self._shift(leaf) if k in wanted else None for k, leaf in enumerate(self.leaves)]
+
+    def _shift(self, leaf: Leaf) -> Tensor:
+        return self._normal(leaf.base).mul_(reach(leaf.base))
+
+    def _normal(self, like: Tensor) -> Tensor:
+        drawn = torch.empty(like.shape, dtype=like.dtype).normal_(generator=self.generator)
+        return drawn.to(like.device)
+
+    def cotangents(self) -> list[Tensor]:
+        """A random cotangent of length one; every output tensor has the same weight, whatever its size and scale."""
+        drawn = [
+            self._normal(y).div_(scale * math.sqrt(y.numel())) if k in self._tracked else torch.zeros_like(y)
+            for k, (y, scale) in enumerate(zip(self.values, self._scales, strict=True))
+        ]
+        length = math.sqrt(sum(float(c.square().sum()) for c in drawn)) or 1.0
+        return [c.div_(length) for c in drawn]
+
+    def measure(self, step: float, chosen: Sequence[int]) -> Measure:
+        """One random direction and cotangent."""
+        shifts = self.shifts(chosen)
+        numerics = self.numerics(shifts, step)
+        cotangents = self.cotangents()
+        for cotangent, numeric in zip(cotangents, numerics, strict=True):
+            cotangent.mul_(numeric.smooth)
+        gradients = self.gradients(cotangents)
+        return _compared(cotangents, numerics, gradients, shifts)
+
+    def gradients(self, cotangents: Sequence[Tensor]) -> list[Tensor | None]:
+        """Analytic derivatives by all leaves."""
+        try:
+            found = torch.autograd.grad(
+                [self.outputs[k] for k in self._tracked],
+                self._tensors,
+                [cotangents[k] for k in self._tracked],
+                retain_graph=True,
+                allow_unused=True,
+            )
+        except Exception as error:
+            raise BackwardError from error
+        return [g.to_dense() if g is not None and g.layout is not torch.strided else g for g in found]
+
+    def numerics(self, shifts: Sequence[Tensor | None], step: float) -> list[Numeric]:
+        """Differences of all outputs along a direction."""
+        up, down, half_up, half_down = (
+            self.unit.at(self.leaves, shifts, factor * step) for factor in (1.0, -1.0, 0.5, -0.5)
+        )
+        outputs = zip(self.values, up, down, half_up, half_down, self._scales, strict=True)
+        return [_numeric(y, *moved, scale, step) for y, *moved, scale in outputs]
+
+
+def _numeric(
+    y: Tensor, up: Tensor, down: Tensor, half_up: Tensor, half_down: Tensor, scale: float, step: float
+) -> Numeric:
+    whole, half = (up - down).div_(2 * step), (half_up - half_down).div_(step)
+    bend, half_bend = (up + down).sub_(y, alpha=2).div_(step), (half_up + half_down).sub_(y, alpha=2).mul_(2 / step)
+    uneven, bent = (whole - half), bend - 2 * half_bend
+    rounding = (y.abs() + scale).mul_(_ROUNDING / step)
+    smooth = torch.isfinite(y) & torch.isfinite(uneven) & torch.isfinite(bent)
+    if y.numel() > 1:  # a single number, as a loss, is blurred by kinks far below it, and judged as a whole
+        limit = (whole.abs() + half.abs() + bend.abs()).mul_(_SMOOTH) + rounding
+        smooth &= (uneven.abs() <= limit) & (bent.abs() <= limit)
+    slope, rough = half + (half - whole).div_(3), ~smooth
+    for part in (slope, half, uneven, bent, rounding):
+        part.masked_fill_(rough, 0.0)
+    return Numeric(slope, half, uneven, bent, rounding, smooth)
+
+
+def _compared(
+    cotangents: Sequence[Tensor],
+    numerics: Sequence[Numeric],
+    gradients: Sequence[Tensor | None],
+    shifts: Sequence[Tensor | None],
+) -> Measure:
+    pairs = list(zip(cotangents, numerics, strict=True))
+    numeric = sum(dot(c, n.slope) for c, n in pairs)
+    blur = max(abs(sum(dot(c, n.uneven) for c, n in pairs)), abs(sum(dot(c, n.bent) for c, n in pairs)))
+    rounding = _length(c * n.rounding for c, n in pairs)
+    moved = [
+        None if g is None or d is None else torch.where(d == 0, 0.0, g * d)
+        for g, d in zip(gradients, shifts, strict=True)
+    ]
+    analytic = sum(float(part.sum()) for part in moved if part is not None)
+    lengths = [0.0 if part is None else _length([part]) for part in moved]
+    scale = max(math.hypot(*lengths), _length(c * n.plain for c, n in pairs))
+    entries = sum(n.smooth.numel() for n in numerics)
+    kinks = 1 - sum(int(n.smooth.sum()) for n in numerics) / entries
+    shares = tuple(length / scale if scale else 0.0 for length in lengths)
+    unconnected = tuple(g is None for g in gradients)
+    if math.isnan(analytic) or math.isinf(analytic):
+        return Measure(math.inf, TOLERANCE, kinks, shares, unconnected)
+    if scale <= rounding:
+        flat = not any(lengths) and kinks < 1
+        return Measure(0.0, 0.0 if flat else math.inf, kinks, shares, unconnected)
+    allowed = max(TOLERANCE, (10 * blur + rounding) / scale)
+    return Measure(abs(analytic - numeric) / scale, allowed, kinks, shares, unconnected)
+
+
+def _length(parts: Iterable[Tensor]) -> float:
+    return math.sqrt(sum(float(part.square().sum()) for part in parts))
+
+
+def dot(one: Tensor, other: Tensor) -> float:
+    """Inner product over all axes."""
+    return float(torch.dot(one.reshape(-1), other.reshape(-1)))
+
+
+def spread(values: Tensor) -> float:
+    """Root mean square of the finite entries; 1 where there is nothing but zeros."""
+    size = float(values.square().mean().sqrt())
+    if not math.isfinite(size):
+        finite = values[torch.isfinite(values)]
+        size = float(finite.abs().max().clamp(max=1e100)) if finite.numel() else 1.0
+    return size or 1.0
+
+
+def reach(values: Tensor) -> Tensor:
+    """How far each entry moves for a step of one: its own size, or a hundredth of the typical one."""
+    return values.abs().add_(_FLOOR * spread(values)).nan_to_num_(0.0, 0.0, 0.0)

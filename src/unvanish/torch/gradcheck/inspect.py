@@ -1,0 +1,137 @@
+"""One piece after the other into a report: what is wrong, what is right, what could not be told and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from unvanish.torch.gradcheck.directional import BackwardError, Probe
+from unvanish.torch.gradcheck.locate import worst_entry
+from unvanish.torch.gradcheck.results import Failure, GradientCheck, LossCheck, ModuleCheck, Skipped
+from unvanish.torch.gradcheck.units import Unit
+from unvanish.torch.gradcheck.verdict import Judgement, judge
+
+_SEED = 0
+_WRONG = "wrong derivative"
+_MOST_TENSORS = 8
+
+
+@dataclass(slots=True)
+class Report:
+    """What was found so far; several calls of one module become one line."""
+
+    modules: dict[tuple[str, str], ModuleCheck] = field(default_factory=dict)
+    failures: dict[tuple[str, str, str], Failure] = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
+    cut: bool = False
+
+    def skip(self, unit: Unit, reason: str, trivial: bool = False) -> None:
+        """Not silently."""
+        self.skipped.append(Skipped(unit.module, unit.kind, reason, trivial))
+
+    def fail(self, failure: Failure) -> None:
+        """The first failure of each tensor."""
+        self.failures.setdefault((failure.module, failure.kind, failure.tensor), failure)
+
+    def check(self, check: ModuleCheck) -> None:
+        """The worst of several calls."""
+        key = check.module, check.kind
+        earlier = self.modules.get(key, check)
+        worst = max(earlier, check, key=lambda one: (not one.ok, one.relative_error))
+        self.modules[key] = replace(worst, kink_share=max(earlier.kink_share, check.kink_share))
+
+    def result(self, loss: LossCheck | None) -> GradientCheck:
+        """The finished report."""
+        skipped = tuple(dict.fromkeys(self.skipped))
+        return GradientCheck(tuple(self.modules.values()), tuple(self.failures.values()), skipped, loss)
+
+
+def inspect(unit: Unit, report: Report) -> bool:
+    """Check one piece; False where its derivative is wrong."""
+    if any(bool(torch.isnan(held.data).any()) for held in unit.inputs):
+        report.skip(unit, "its input is NaN already")
+        return True
+    try:
+        probe = Probe(unit, torch.Generator().manual_seed(_SEED))
+    except Exception as error:  # the user's code, in a precision it was not written for
+        report.skip(unit, f"it does not run in float64: {_said(error)}")
+        return True
+    if not probe.judgeable:
+        reason = "nothing in it needs a gradient" if probe.outputs else "it only calls other modules"
+        report.skip(unit, reason, trivial=True)
+        return True
+    if any(bool(torch.isnan(y).any()) for y in probe.values):
+        report.fail(Failure(unit.module, unit.kind, "output", "NaN comes out, and none went in"))
+        return False
+    return _judged(unit, probe, report)
+
+
+def _judged(unit: Unit, probe: Probe, report: Report) -> bool:
+    try:
+        found = judge(probe)
+    except BackwardError as error:
+        return _backward_raised(unit, error, report)
+    except Exception as error:
+        report.skip(unit, f"it could not be run again with inputs moved a little: {_said(error)}")
+        return True
+    if found.whole.right is not True and _restless(probe):
+        report.skip(unit, "it gives another output at each call, with the same inputs and random numbers")
+        return True
+    _tell(unit, probe, found, report)
+    return not found.wrong
+
+
+def _tell(unit: Unit, probe: Probe, found: Judgement, report: Report) -> None:
+    best = found.whole.best
+    if found.wrong or found.whole.right:
+        report.check(
+            ModuleCheck(unit.module, unit.kind, best.error, best.allowed, best.kinks, unit.calls, not found.wrong)
+        )
+    for k in found.wrong[:_MOST_TENSORS]:
+        report.fail(_failure(unit, probe, k))
+    for k in found.cut:
+        report.cut = True
+        name = probe.leaves[k].name
+        report.skip(
+            unit, f"no gradient flows back to {name}, which its output depends on (detach, no_grad): is it meant?"
+        )
+    for k in found.untold:
+        name = probe.leaves[k].name
+        report.skip(unit, f"the derivative by {name} could not be told: too small beside rounding, or no smooth place")
+    if not (found.whole.right or found.wrong or found.cut or found.untold):
+        report.skip(unit, "tensor by tensor it is right, but not along a direction of all of them: undecided")
+
+
+def _failure(unit: Unit, probe: Probe, k: int) -> Failure:
+    name = probe.leaves[k].name
+    entry = worst_entry(probe, k)
+    if entry is None:
+        return Failure(unit.module, unit.kind, name, _WRONG)
+    size = max(abs(entry.analytic), abs(entry.numeric))
+    error = entry.gap / size if size else 0.0
+    return Failure(unit.module, unit.kind, name, _WRONG, entry.index, entry.analytic, entry.numeric, error)
+
+
+def _backward_raised(unit: Unit, error: BackwardError, report: Report) -> bool:
+    cause = error.__cause__
+    assert isinstance(cause, Exception), "raised from what the user's backward raised"
+    if "heckpoint" in str(cause):
+        report.skip(unit, "a reentrant checkpoint cannot be differentiated in part: set use_reentrant=False")
+        return True
+    report.fail(Failure(unit.module, unit.kind, "input", f"backward raises, run in float64: {_said(cause)}"))
+    return False
+
+
+def _restless(probe: Probe) -> bool:
+    again = probe.unit.at(probe.leaves, [None] * len(probe.leaves), 0.0)
+    same = len(again) == len(probe.values)
+    return not same or not all(
+        one.shape == other.shape and torch.allclose(one, other, rtol=1e-12, atol=0, equal_nan=True)
+        for one, other in zip(again, probe.values, strict=True)
+    )
+
+
+def _said(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:160]}{'…' if len(text) > 160 else ''}"

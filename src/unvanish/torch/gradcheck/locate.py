@@ -1,0 +1,95 @@
+"""The worst entry of a tensor whose derivative is wrong: halving along random directions, then entry by entry."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from unvanish.torch.gradcheck.directional import Probe, dot, reach
+
+_ALL = 64  # a tensor of up to so many entries is gone through whole
+_TOP = 12  # of a larger one the entries with the largest analytic derivative, and what halving finds
+_STARTS = 3
+_STEP = 1e-4
+
+
+class Entry(NamedTuple):
+    """Derivatives of the outputs, along one cotangent, by one entry."""
+
+    index: tuple[int, ...]
+    analytic: float
+    numeric: float
+
+    @property
+    def gap(self) -> float:
+        """Difference of the two; NaN counts as the worst."""
+        gap = abs(self.analytic - self.numeric)
+        return math.inf if math.isnan(gap) else gap
+
+
+def worst_entry(probe: Probe, which: int) -> Entry | None:
+    """The entry with the largest difference among those looked at; None where none could be measured."""
+    base = probe.leaves[which].base
+    cotangents = probe.cotangents()
+    gradient = probe.gradients(cotangents)[which]
+    analytic = torch.zeros_like(base) if gradient is None else gradient
+    flat = analytic.reshape(-1)
+    search = _Search(probe, which, cotangents, flat)
+    if flat.numel() <= _ALL:
+        candidates = list(range(flat.numel()))
+    else:
+        broken = torch.nonzero(~torch.isfinite(flat)).reshape(-1)[:1].tolist()
+        top = flat.abs().nan_to_num(0.0, 0.0).topk(_TOP).indices.tolist()
+        candidates = list(dict.fromkeys([*broken, *top, *(search.halving() for _ in range(_STARTS))]))
+    entries = [entry for k in candidates if (entry := search.entry(k)) is not None]
+    return max(entries, key=lambda entry: entry.gap, default=None)
+
+
+class _Search:
+    def __init__(self, probe: Probe, which: int, cotangents: Sequence[Tensor], analytic: Tensor) -> None:
+        self._probe, self._which, self._cotangents, self._analytic = probe, which, cotangents, analytic
+        self._base = probe.leaves[which].base
+        self._reach = reach(self._base).reshape(-1)
+
+    def _numeric(self, flat: Tensor) -> tuple[float, float]:
+        """Derivative along a direction of this tensor, and how far its two estimates differ."""
+        shifts: list[Tensor | None] = [None] * len(self._probe.leaves)
+        shifts[self._which] = flat.reshape(self._base.shape)
+        pairs = list(zip(self._cotangents, self._probe.numerics(shifts, _STEP), strict=True))
+        blur = sum(dot(c, n.uneven) for c, n in pairs), sum(dot(c, n.bent) for c, n in pairs)
+        kinks = any(not bool(n.smooth.all()) for _, n in pairs)
+        return sum(dot(c, n.slope) for c, n in pairs), math.inf if kinks else max(map(abs, blur))
+
+    def entry(self, k: int) -> Entry | None:
+        """One entry; None at a kink."""
+        moved = float(self._reach[k])
+        if not moved:
+            return None
+        direction = torch.zeros_like(self._reach)
+        direction[k] = moved
+        numeric, blur = self._numeric(direction)
+        numeric, blur = numeric / moved, blur / moved
+        analytic = float(self._analytic[k])
+        if abs(analytic - numeric) <= 2 * blur:  # also where the blur is infinite
+            return None
+        index = tuple(int(i) for i in torch.unravel_index(torch.tensor(k), self._base.shape))
+        return Entry(index, analytic, numeric)
+
+    def halving(self) -> int:
+        """Follow the half that contributes more to the difference, down to one entry."""
+        low, high = 0, self._analytic.numel()
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._gap(low, middle) >= self._gap(middle, high) else (middle, high)
+        return low
+
+    def _gap(self, low: int, high: int) -> float:
+        direction = torch.zeros_like(self._reach)
+        draw = torch.randn(high - low, dtype=direction.dtype, generator=self._probe.generator).to(direction.device)
+        direction[low:high] = draw * self._reach[low:high]
+        gap = abs(float(torch.dot(self._analytic.nan_to_num(0.0, 0.0, 0.0), direction)) - self._numeric(direction)[0])
+        return gap if math.isfinite(gap) else 0.0

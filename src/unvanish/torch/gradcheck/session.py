@@ -1,0 +1,153 @@
+"""A copy runs once and is listened to; then each piece of it is checked by itself, in float64."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
+
+from unvanish.torch.gradcheck.capture import ModuleCall, Recorder
+from unvanish.torch.gradcheck.inspect import Report, inspect
+from unvanish.torch.gradcheck.results import GradientCheck, Skipped
+from unvanish.torch.gradcheck.units import Unit, function_unit, module_unit
+from unvanish.torch.gradcheck.values import Held, Keeper, fill
+from unvanish.torch.gradcheck.whole import whole_loss
+from unvanish.torch.probe.scopes import clean
+from unvanish.torch.rehearsal.copies import working_copy
+from unvanish.torch.rehearsal.objective import Objective, fresh
+
+_MOST_CALLS = 3  # of each module and each Function: the first, one in the middle, the last
+
+
+def eager() -> AbstractContextManager[Any]:
+    """Compiled parts run as they are written; where nothing was compiled, the compiler is not loaded."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+@dataclass(slots=True)
+class Session:
+    """One check of one program, on copies."""
+
+    model: nn.Module
+    goal: Objective
+    recorder: Recorder
+    batch: Any
+    names: dict[nn.Module, str]
+
+    @classmethod
+    def of(cls, model: nn.Module, loss_fn: Any, objective: Any, batch: Any) -> Session:
+        """Copy the program, listen to one forward pass, turn the copy to float64."""
+        work = working_copy(model, None, (loss_fn, objective))
+        goal, recorder, template = Objective(*work.loss), Recorder(), Keeper().keep(batch)
+        with recorder.recording(work.model):
+            loss = goal.run(work.model, fresh(batch))
+        if not loss.requires_grad:
+            raise ValueError(
+                "The loss does not depend on any parameter of the model that requires a gradient. "
+                "Expected: a loss computed from the given model's output, with nothing detached in between. "
+                "Look for .detach(), .data, .item() and torch.no_grad() on the way, and for a model from outside."
+            )
+        goal.forget()
+        _to_float64(work.model, goal)
+        names = {module: clean(name) for name, module in work.model.named_modules()}
+        return cls(work.model, goal, recorder, template, names)
+
+    def check(self) -> GradientCheck:
+        """All pieces, in the order of the forward pass, then the whole."""
+        report = Report()
+        wrong = self._functions(report)
+        for calls in _grouped([(call.module, call) for call in self.recorder.modules]):
+            for call in _spread(calls):
+                if call in wrong:
+                    report.skipped.append(self._excused(call, wrong[call]))
+                else:
+                    inspect(module_unit(call, self._name(call), len(calls), self.names), report)
+        if self.recorder.root not in wrong:
+            inspect(self._loss_unit(), report)
+        self._silent(report)
+        return report.result(whole_loss(self.model, self._run, report))
+
+    def _functions(self, report: Report) -> dict[ModuleCall, str]:
+        """Check custom Functions; the calls that use a wrong one, with its name."""
+        wrong: dict[ModuleCall, str] = {}
+        keyed = [((call.function, call.caller.module), call) for call in self.recorder.functions]
+        for calls in _grouped(keyed):
+            ok = [inspect(function_unit(call, self._name(call.caller), len(calls)), report) for call in _spread(calls)]
+            if not all(ok):
+                wrong.update({call.caller: call.function.__name__ for call in calls})
+        return wrong
+
+    def _name(self, call: ModuleCall) -> str:
+        return "loss" if call.module is None else self.names[call.module]
+
+    def _excused(self, call: ModuleCall, function: str) -> Skipped:
+        return Skipped(self._name(call), type(call.module).__name__, f"it calls {function}, which is wrong")
+
+    def _loss_unit(self) -> Unit:
+        unit = module_unit(self.recorder.root, "loss", 1, self.names, self._run)
+        loss_fn = self.goal.loss_fn if self.goal.loss_fn is not None else self.goal.objective
+        parameters = [(name, p, True) for name, p in self.model.named_parameters() if p.requires_grad]
+        if isinstance(loss_fn, nn.Module):
+            parameters += [(f"loss_fn.{name}", p, True) for name, p in loss_fn.named_parameters() if p.requires_grad]
+            unit = replace(unit, modules=tuple(loss_fn.modules()))
+        kind = getattr(loss_fn, "__name__", type(loss_fn).__name__)
+        return replace(unit, kind=kind, parameters=tuple(parameters))
+
+    def _run(self) -> Any:
+        """The program on the copies, in float64."""
+        try:
+            return self.goal.run(self.model, fill(self.batch, _clone))
+        finally:
+            self.goal.forget()
+
+    def _silent(self, report: Report) -> None:
+        """Modules that nobody called cannot be checked; containers of others never are called."""
+        called = {call.module for call in self.recorder.modules}
+        for module, name in self.names.items():
+            own = any(True for _ in module.parameters(recurse=False))
+            if module not in called and (own or not list(module.children())):
+                report.skipped.append(Skipped(name, type(module).__name__, "never called by this batch", not own))
+
+
+def _clone(held: Held) -> torch.Tensor:
+    return held.data.clone()
+
+
+def _to_float64(model: nn.Module, goal: Objective) -> None:
+    """The copies in float64, also tensors that are plain attributes; power iterations as they stand."""
+    parts = [part for part in (model, goal.loss_fn, goal.objective) if isinstance(part, nn.Module)]
+    try:
+        for part in parts:
+            part.double()
+    except Exception as error:
+        raise ValueError(
+            f"The model could not be turned to float64: {type(error).__name__}: {error}. "
+            "Derivatives are checked in float64, which needs ordinary weights on a device that has it (MPS has not). "
+            "Move the model and the batch to the CPU, or check the model before it is quantised."
+        ) from error
+    for module in (module for part in parts for module in part.modules()):
+        for name, value in vars(module).items():
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                vars(module)[name] = value.detach().double()
+        hooks = module._forward_pre_hooks.values()
+        if isinstance(module, _SpectralNorm) or any(isinstance(hook, SpectralNorm) for hook in hooks):
+            module.training = False  # in training it turns its vectors at each call, and takes them for constants
+
+
+def _grouped(keyed: list[tuple[Any, Any]]) -> list[list[Any]]:
+    groups: dict[Any, list[Any]] = {}
+    for key, call in keyed:
+        groups.setdefault(key, []).append(call)
+    return list(groups.values())
+
+
+def _spread(calls: list[Any]) -> list[Any]:
+    if len(calls) <= _MOST_CALLS:
+        return calls
+    return [calls[0], calls[len(calls) // 2], calls[-1]]

@@ -1,0 +1,239 @@
+"""What is checked one by one: a piece of the program as a function of the numbers that enter it.
+
+A module's own computation takes its inputs, its parameters and what the modules it calls return, and gives what it
+passes on to them and what it returns; the modules it calls are stood in for by what they returned.  So every
+derivative is local, however deep the network is, and a fault between two modules is found where it is.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from unvanish.torch.gradcheck.capture import FunctionCall, ModuleCall, real_call, replaced_calls
+from unvanish.torch.gradcheck.values import Held, contents, fill, held_in
+
+Supply = Callable[[Held], Tensor]
+_SEED = 20210501
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Leaf:
+    """A tensor that the piece is differentiated by; ``base`` has its numbers."""
+
+    name: str
+    base: Tensor
+    parameter: nn.Parameter | None = None
+    held: Held | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Unit:
+    """One piece. ``forward(supply)`` gives its outputs; ``modules`` are those whose buffers it may write."""
+
+    module: str
+    kind: str
+    calls: int
+    forward: Callable[[Supply], Any]
+    inputs: dict[Held, str]
+    parameters: tuple[tuple[str, nn.Parameter, bool], ...] = ()  # name, parameter, used only if in the graph
+    modules: tuple[nn.Module, ...] = ()
+    strict: bool = False  # every input must get a gradient: a Function that gives none is wrong
+
+    def first(self) -> tuple[list[Tensor], list[Leaf], list[Tensor]]:
+        """Outputs with their graph, the leaves, and the leaves' tensors in the graph."""
+        entries = {held: held.data.detach().requires_grad_() for held in self.inputs}
+        outputs = self._outputs(entries)
+        used = _parameters_in(outputs)
+        taken = [(name, p) for name, p, if_used in self.parameters if not if_used or id(p) in used]
+        leaves = [Leaf(name, p.detach().clone(), p) for name, p in taken]
+        tensors: list[Tensor] = [leaf.parameter for leaf in leaves if leaf.parameter is not None]
+        for held, tensor in entries.items():
+            leaves.append(Leaf(self.inputs[held], held.data, held=held))
+            tensors.append(tensor)
+        return outputs, leaves, tensors
+
+    def at(self, leaves: Sequence[Leaf], shifts: Sequence[Tensor | None], step: float) -> list[Tensor]:
+        """Outputs with each leaf moved by ``step * shift``, from the same random state and the same buffers."""
+        moved: dict[Held, Tensor] = {}
+        changed: list[Leaf] = []
+        for leaf, shift in zip(leaves, shifts, strict=True):
+            if leaf.held is not None:
+                base = leaf.held.data.detach().requires_grad_()  # the same branches as with a gradient
+                moved[leaf.held] = base if shift is None else torch.add(base, shift, alpha=step)
+            elif shift is not None:
+                assert leaf.parameter is not None, "a leaf is a parameter or an input"
+                leaf.parameter.data.copy_(torch.add(leaf.base, shift, alpha=step))  # .data: no new version for autograd
+                changed.append(leaf)
+        try:
+            return [y.detach() for y in self._outputs(moved)]
+        finally:
+            for leaf in changed:
+                assert leaf.parameter is not None, "only parameters were written"
+                leaf.parameter.data.copy_(leaf.base)
+
+    def _outputs(self, entries: dict[Held, Tensor]) -> list[Tensor]:
+        copies = _Copies(entries)
+        with self._same_state():
+            return [y for y in floating(self.forward(copies)) if not copies.passed_on(y)]
+
+    @contextmanager
+    def _same_state(self) -> Iterator[None]:
+        """Equal random numbers at each evaluation, and the buffers put back after it."""
+        _seed()
+        buffers = [(m, name, b, b._version) for m in self.modules for name, b in m._buffers.items() if b is not None]
+        kept = [b.clone() for _, _, b, _ in buffers]
+        try:
+            yield
+        finally:
+            for (module, name, buffer, version), values in zip(buffers, kept, strict=True):
+                if buffer._version != version:
+                    buffer.data.copy_(values)
+                module._buffers[name] = buffer
+
+
+class _Copies:
+    """Hands out each entry as a copy that the program may write into."""
+
+    def __init__(self, entries: dict[Held, Tensor]) -> None:
+        self._entries = entries
+        self._given: dict[Held, Tensor] = {}
+        self._versions: dict[int, int] = {}
+
+    def __call__(self, held: Held) -> Tensor:
+        copy = self._given.get(held)
+        if copy is None:
+            copy = self._given[held] = self._entries.get(held, held.data).clone()
+            self._versions[id(copy)] = copy._version
+        return copy
+
+    def passed_on(self, output: Tensor) -> bool:
+        """Is it an entry as it came in? Nothing was computed then."""
+        return self._versions.get(id(output)) == output._version
+
+
+def _seed() -> None:
+    torch.manual_seed(_SEED)
+    random.seed(_SEED)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(_SEED)
+
+
+def floating(value: Any) -> list[Tensor]:
+    """All floating tensors of an output, each once."""
+    found: dict[int, Tensor] = {}
+
+    def walk(part: Any) -> None:
+        if isinstance(part, Tensor):
+            if part.is_floating_point() and part.layout is torch.strided and not part.is_nested and part.numel():
+                found[id(part)] = part
+        else:
+            for inner in (contents(part) or {}).values():
+                walk(inner)
+
+    walk(value)
+    return list(found.values())
+
+
+def _parameters_in(outputs: Sequence[Tensor]) -> set[int]:
+    """The ids of the leaves of the graph of these outputs."""
+    rest = [y.grad_fn for y in outputs if y.grad_fn is not None]
+    seen: set[Any] = set(rest)
+    leaves = {id(y) for y in outputs if y.is_leaf}
+    while rest:
+        node = rest.pop()
+        if (variable := getattr(node, "variable", None)) is not None:
+            leaves.add(id(variable))
+        for after, _ in node.next_functions if node is not None else ():
+            if after is not None and after not in seen:
+                seen.add(after)
+                rest.append(after)
+    return leaves
+
+
+def module_unit(
+    call: ModuleCall, path: str, calls: int, names: Mapping[nn.Module, str], run: Callable[[], Any] | None = None
+) -> Unit:
+    """A module call by itself. ``run`` computes the loss, for the call that stands for what is outside of the model."""
+    called = [child.module for child in call.children if child.module is not None]
+
+    def forward(supply: Supply) -> Any:
+        passed: list[Any] = []
+        answers = _Answers(call.children, supply, passed)
+        with replaced_calls(dict.fromkeys(called), answers):
+            if call.module is None:
+                assert run is not None, "the outermost call is the program"
+                output = run()
+            else:
+                output = real_call(call.module, fill(call.args, supply), fill(call.kwargs, supply))
+        return output, passed
+
+    inputs = differentiable([*held_in(call.args, "input"), *held_in(call.kwargs, "input")], "input")
+    for child in call.children:
+        assert child.module is not None, "only the outermost call has none"
+        name = f"output of {names[child.module]}"
+        inputs = differentiable(held_in(child.output, name), name) | inputs  # an input passed on keeps its name
+    inside = [] if call.module is None else [m for m in call.module.modules() if m not in called]
+    return Unit(
+        module=path,
+        kind="loss" if call.module is None else type(call.module).__name__,
+        calls=calls,
+        forward=forward,
+        inputs=inputs,
+        parameters=() if call.module is None else tuple(_trainable(call.module)),
+        modules=tuple(inside),
+    )
+
+
+def differentiable(named: Iterable[tuple[str, Held]], alone: str) -> dict[Held, str]:
+    """Those that are differentiated by, with their names; a single tensor needs no place in the name."""
+    every = list(named)
+    if len(every) == 1:
+        every = [(alone, every[0][1])]
+    return {held: name for name, held in reversed(every) if held.differentiable}
+
+
+class _Answers:
+    """Stands in for the modules that were called: notes what each is given, returns what it returned."""
+
+    def __init__(self, children: Sequence[ModuleCall], supply: Supply, passed: list[Any]) -> None:
+        self._queues: dict[nn.Module, list[ModuleCall]] = {}
+        for child in children:
+            assert child.module is not None, "only the outermost call has none"
+            self._queues.setdefault(child.module, []).append(child)
+        self._taken = dict.fromkeys(self._queues, 0)
+        self._supply, self._passed = supply, passed
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        queue, taken = self._queues[module], self._taken[module]
+        self._taken[module] = taken + 1
+        if taken < len(queue):  # later ones: a checkpoint runs its part again in backward
+            self._passed.append((args, kwargs))
+        return fill(queue[taken % len(queue)].output, self._supply)
+
+
+def _trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, bool]]:
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and parameter.is_floating_point():
+            yield name, parameter, "." in name
+
+
+def function_unit(call: FunctionCall, path: str, calls: int) -> Unit:
+    """A custom autograd Function by itself."""
+    function: type[Function] = call.function
+    return Unit(
+        module=path,
+        kind=function.__name__,
+        calls=calls,
+        forward=lambda supply: function.apply(*fill(call.args, supply)),
+        inputs=differentiable(held_in(call.args, "input"), "input"),
+        strict=True,
+    )

@@ -1,0 +1,86 @@
+"""From measurements to a verdict on one piece, and on each of its tensors where it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from unvanish.torch.gradcheck.directional import Measure, Probe
+
+# Steps in turn: the middle one is right for smooth pieces; a smaller one meets fewer kinks, a larger one less rounding.
+_STEPS = (1e-5, 1e-5, 1e-6, 1e-4, 1e-7, 1e-6)
+_ENOUGH = 2  # a derivative is called right after two directions agree
+_FAILURES = 3  # and wrong after three that do not
+_BLURRED = 1e-2  # with a limit up to here agreement still says something
+_SMALL = 1e-3  # a tensor with less of the derivative is looked at by itself
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``right`` is None where the differences are too blurred to tell."""
+
+    right: bool | None
+    measures: tuple[Measure, ...]
+
+    @property
+    def best(self) -> Measure:
+        """The measurement that tells most: of those that failed, the worst."""
+        if self.right is False:
+            return max((m for m in self.measures if m.failed), key=lambda m: m.error)
+        good = [m for m in self.measures if m.error <= m.allowed] or list(self.measures)
+        passed = [m for m in good if m.passed]
+        return max(passed, key=lambda m: m.error) if passed else min(good, key=lambda m: m.allowed)
+
+
+@dataclass(slots=True)
+class Judgement:
+    """The verdict on a piece; the tensors whose derivative is wrong, cut off, or could not be told."""
+
+    whole: Verdict
+    wrong: list[int] = field(default_factory=list)
+    cut: list[int] = field(default_factory=list)
+    untold: list[int] = field(default_factory=list)
+
+
+def verdict(probe: Probe, chosen: Sequence[int]) -> Verdict:
+    """Measure along random directions until it is clear."""
+    measures: list[Measure] = []
+    for step in _STEPS:
+        measures.append(probe.measure(step, chosen))
+        if sum(m.passed for m in measures) == _ENOUGH:
+            return Verdict(True, tuple(measures))
+        if sum(m.failed for m in measures) == _FAILURES:
+            return Verdict(False, tuple(measures))
+    passed, failed = sum(m.passed for m in measures), sum(m.failed for m in measures)
+    coarse = sum(m.error <= m.allowed <= _BLURRED for m in measures)
+    if passed + coarse > failed:
+        return Verdict(True, tuple(measures))
+    return Verdict(False if failed > 1 else None, tuple(measures))
+
+
+def judge(probe: Probe) -> Judgement:
+    """All tensors along one direction together; one by one where that fails, or says nothing of a tensor."""
+    every = list(range(len(probe.leaves)))
+    result = Judgement(verdict(probe, every))
+    _sort(probe, every, result.whole, result)
+    return result
+
+
+def _sort(probe: Probe, chosen: list[int], found: Verdict, result: Judgement) -> None:
+    """Halve a set of tensors that fails until single ones are left."""
+    if len(chosen) > 1:
+        middle = len(chosen) // 2
+        parts = [[k] for k in _faint(found, chosen)] if found.right else [chosen[:middle], chosen[middle:]]
+        for part in parts:
+            _sort(probe, part, verdict(probe, part), result)
+    elif found.right is None:
+        result.untold += chosen
+    elif not found.right:
+        unconnected = found.best.unconnected[chosen[0]] and not probe.unit.strict
+        (result.cut if unconnected else result.wrong).extend(chosen)
+
+
+def _faint(whole: Verdict, chosen: list[int]) -> list[int]:
+    """Tensors whose derivative is too small a part for a joint direction; what backward does not reach has none."""
+    best = whole.best
+    return [k for k in chosen if best.shares[k] < _SMALL and not best.unconnected[k]]
