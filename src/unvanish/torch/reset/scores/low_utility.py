@@ -1,0 +1,65 @@
+"""Low utility (continual backpropagation): the units that contribute least to the layers that read them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from unvanish.torch.reset.scores.base import AbstractScore, Judgement, State, check_share
+from unvanish.torch.reset.statistics import UnitStatistics
+
+
+def contribution(mean_magnitude: Tensor, outgoing: Tensor) -> Tensor:
+    r""":math:`\mathbb{E}_n|h_{nj}| \sum_k |w_{kj}|`: what the readers of unit j would miss at most."""
+    return mean_magnitude * outgoing
+
+
+@dataclass(frozen=True, slots=True)
+class LowUtility(AbstractScore):
+    r"""The units of lowest utility, a small share ``rate`` of the mature ones at each check.
+
+    .. math:: u_j \leftarrow \eta\, u_j + (1-\eta)\, \mathbb{E}_n|h_{nj}| \sum_k |w_{kj}|, \qquad
+              s_j = u_j / (1 - \eta^{a_j})
+
+    with :math:`a_j` the number of checks since unit j was made.  A share below one unit is saved up until it makes one.
+    This score always finds somebody: it is made for streams whose task changes, not for one fixed task.
+
+    Source: Dohare et al. 2024, "Loss of plasticity in deep continual learning", Nature 632, Methods.
+
+    Attributes:
+        rate: share of the mature units replaced at each check (the paper: 1e-4 at each step; at one check in 100 steps
+            that is 0.01).
+        decay: :math:`\eta`.
+    """
+
+    name: ClassVar[str] = "low-utility"
+    reason: ClassVar[str] = "its activity times its outgoing weights was the smallest of the layer"
+    values_read: ClassVar[bool] = True
+    rate: float = 0.01
+    decay: float = 0.99
+
+    def __post_init__(self) -> None:
+        check_share("LowUtility", "rate", self.rate)
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"LowUtility got decay={self.decay}. It must lie in [0, 1). The paper uses 0.99.")
+
+    def judge(self, statistics: UnitStatistics, state: State, mature: Tensor) -> Judgement:
+        """See :meth:`AbstractScore.judge`."""
+        new = contribution(statistics.mean_magnitude, statistics.outgoing)
+        state["utility"] = self.decay * state.get("utility", torch.zeros_like(new)) + (1 - self.decay) * new
+        state["age"] = state.get("age", torch.zeros_like(new)) + 1
+        # each mature unit brings its share of one reset; what is paid out is paid by those that are reset
+        owed = state.get("owed", torch.zeros_like(new)) + self.rate * mature
+        values = state["utility"] / (1 - self.decay ** state["age"])
+        count = min(math.floor(float(owed.sum()) + 1e-9), int(mature.sum()))
+        flagged = torch.zeros_like(mature)
+        if count:
+            lowest = torch.where(mature, values, torch.inf).argsort(stable=True)[:count]
+            flagged[lowest] = True
+            owed = owed * max(0.0, 1 - count / float(owed.sum()))
+        state["owed"] = owed
+        return Judgement(values, flagged)

@@ -1,0 +1,124 @@
+"""Make units new: fresh incoming weights, no outgoing ones, and the readers' biases take over what they gave."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from unvanish.torch.reset.groups import NormPlan, Reader, UnitGroup
+from unvanish.torch.reset.observe import Moments, Readings
+from unvanish.torch.reset.optimizer_state import forget
+
+Initializer = str | Callable[[Tensor, torch.Generator], object]
+INITIALIZERS = ("kaiming", "lecun", "default")
+
+
+@dataclass(frozen=True, slots=True)
+class Surgeon:
+    """Changes the weights of one model and what its optimizer keeps of them.
+
+    Attributes:
+        parameters: of the model, by full name.
+        optimizer: theirs.
+        init: how incoming weights are drawn.
+        seed: with the step and the weight's name the key of what is drawn, the same on every rank.
+    """
+
+    parameters: dict[str, Tensor]
+    optimizer: Optimizer
+    init: Initializer
+    seed: int
+
+    @torch.no_grad()
+    def reset(self, group: UnitGroup, chosen: Tensor, readings: Readings, *, bounded: bool, step: int) -> bool:
+        """Reset the chosen units (U,) bool of one layer.
+
+        Returns:
+            Could every reader take over what the units gave on average?  One without a bias of its own cannot.
+        """
+        taken_over = [self._unread(reader, chosen, readings) for reader in group.readers]
+        weight = self.parameters[group.plan.weight]
+        entries = group.plan.making(weight, chosen)
+        drawn = self._drawn(weight, group, bounded, f"{self.seed}/{step}/{group.plan.weight}")
+        weight.copy_(torch.where(entries, drawn, weight))
+        forget(self.optimizer, weight, entries)
+        if group.plan.bias is not None:
+            self._set(group.plan.bias, chosen, 0.0)
+        for norm in group.norms:
+            self._neutral(norm, chosen)
+        return all(taken_over)
+
+    def _unread(self, reader: Reader, chosen: Tensor, readings: Readings) -> bool:
+        """Take the units out of a reader; its bias takes over their mean contribution."""
+        weight = self.parameters[reader.plan.weight]
+        features = reader.features.entries_of(chosen)
+        bias = self.parameters[reader.plan.bias] if reader.plan.bias is not None else None
+        possible = bias is not None and bias.requires_grad
+        if bias is not None and possible:
+            bias += _contribution(reader, features, readings, weight.dtype)  # before the weights are gone
+        entries = reader.plan.reading(weight, features)
+        weight.masked_fill_(entries, 0.0)
+        forget(self.optimizer, weight, entries)
+        return possible
+
+    def _drawn(self, weight: Tensor, group: UnitGroup, bounded: bool, key: str) -> Tensor:
+        generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
+        drawn = torch.empty(weight.shape, dtype=weight.dtype)  # on the CPU: every device and rank draws the same
+        if callable(self.init):
+            self.init(drawn, generator)
+        else:
+            bound = _bound(self.init, group.plan.fan_in(weight), bounded)
+            drawn.uniform_(-bound, bound, generator=generator)
+        return drawn.to(weight.device)
+
+    def _neutral(self, norm: NormPlan, chosen: Tensor) -> None:
+        entries = torch.cat([chosen.new_zeros(1), chosen])[norm.entries]
+        for role, name in norm.parameters:
+            self._set(name, entries, 1.0 if role == "weight" else 0.0)
+
+    def _set(self, name: str, entries: Tensor, value: float) -> None:
+        parameter = self.parameters[name]
+        parameter.masked_fill_(entries, value)
+        forget(self.optimizer, parameter, entries)
+
+
+@torch.no_grad()
+def set_running(model: nn.Module, norm: NormPlan, chosen: Tensor, moments: Moments) -> None:
+    """Set the running mean and variance of the chosen units to those they have now."""
+    if norm.running is None:
+        return
+    module = model.get_submodule(norm.running)
+    assert isinstance(module, _BatchNorm)
+    for buffer, values in zip((module.running_mean, module.running_var), moments, strict=True):
+        assert buffer is not None
+        entries = norm.axis.entries_of(chosen)
+        spread = torch.cat([values.new_zeros(1), values])[norm.axis.owners]
+        buffer.copy_(torch.where(entries, spread.to(buffer.dtype), buffer))
+
+
+def _contribution(reader: Reader, features: Tensor, readings: Readings, dtype: torch.dtype) -> Tensor:
+    """(outputs of the reader,): the mean, over samples and positions, of what these features add to them.
+
+    The layer itself is run on its mean input, for it is linear: right for stride, padding, groups.
+    """
+    call, mean = readings.calls[reader.op], readings.means[reader.op]
+    shape = [1] * mean.ndim
+    shape[reader.plan.channel_axis] = -1
+    given = torch.where(features.reshape(shape), mean, 0.0).to(dtype)
+    added = call.apply(given) - call.apply(torch.zeros_like(given))
+    return added.movedim(reader.plan.channel_axis, -1).flatten(0, -2).mean(dim=0)
+
+
+def _bound(init: str, fan_in: int, bounded: bool) -> float:
+    """Half width of the uniform distribution."""
+    if init == "default":  # what nn.Linear and nn.Conv draw: variance 1 / (3 fan_in)
+        return 1 / math.sqrt(fan_in)
+    gain = 2.0 if init == "kaiming" and not bounded else 1.0
+    return math.sqrt(3 * gain / fan_in)

@@ -1,0 +1,265 @@
+"""Dead, saturated, dormant and useless units made new, without changing what the network computes."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from unvanish.torch.reset.checks import check_optimizer, check_settings, unwrapped
+from unvanish.torch.reset.choose import Choice, choose, forget_units
+from unvanish.torch.reset.events import ResetEvent, ResetReport
+from unvanish.torch.reset.groups import UnitGroup
+from unvanish.torch.reset.layout import Layout, layout_of
+from unvanish.torch.reset.observe import UnitWatch, aftermath, output_change, readings
+from unvanish.torch.reset.passes import RewiredError
+from unvanish.torch.reset.ranks import merged
+from unvanish.torch.reset.scores import ScoreChoice, State, scores_of
+from unvanish.torch.reset.statistics import UnitStatistics
+from unvanish.torch.reset.surgery import Initializer, Surgeon, set_running
+
+Chosen = list[tuple[UnitGroup, list[Choice]]]
+
+
+class UnitReset:
+    r"""Finds units that no gradient passes, or that do next to nothing, and makes them new while a model trains.
+
+    A unit j is what one row of a layer's weight makes, a feature or a channel: :math:`h_j = \varphi(w_j x + b_j)`, with
+    any normalisation in between.  Its reset
+
+    .. math:: b_k \leftarrow b_k + v_{kj}\,\bar h_j,\quad v_{kj} \leftarrow 0,\quad
+              w_j \sim \text{init},\quad b_j \leftarrow 0
+
+    leaves the network's function as it is where :math:`h_j` is constant (dead or saturated), and its mean where it is
+    not; the bias :math:`b_k` of each reader takes over what the unit gave before its weights :math:`v_{kj}` are gone.
+    Entries of normalisations in between become weight 1, bias 0 and the running statistics of the new unit.  What the
+    optimizer keeps of exactly these entries is set back (see :mod:`unvanish.torch.reset.optimizer_state` on the size
+    of their first updates).  The measured change of the output stands in the event.
+
+    **Which units.** Those made by one linear or convolutional layer (grouped, transposed and ``addmm`` as well),
+    followed by one activation and read only by such layers, reached through views, pools, dropout, normalisation:
+    within a residual block, from convolutions through ``flatten`` to a linear layer, the inner layer of a Transformer's
+    MLP.  All others (units of the residual stream, gates, attention, recurrent layers, tied or frozen or computed
+    weights, the model's outputs) are left alone, and ``check(...).not_resettable`` names them with the reason.  With a
+    LayerNorm or GroupNorm between, a reset unit changes its neighbours' normalisation: ``output_change`` says how much.
+
+    **When.** ``step`` is called after every ``optimizer.step()``; at each ``every``-th call the scores are measured by
+    one forward pass over ``inputs`` in the model's own mode, without dropout, that changes nothing: no buffer, random
+    stream, gradient.  Use a batch as large as in training: a score knows only the samples it is shown.
+
+    **On several ranks** every rank calls ``step`` with its own batch: what was measured is added up, and each rank
+    resets the same units to the same weights.  Sharded parameters (FSDP) are refused.
+
+    Args:
+        model: whose units; DistributedDataParallel and ``torch.compile`` are looked through.
+        optimizer: of its parameters.
+        score: one of, or several of, "dead", "saturated" (the default is both), "dormant", "low-utility",
+            "self-normalized", or instances with other thresholds such as ``Dead(patience=5)``.  With several, the
+            first that flags a unit names the reason.
+        every: steps between checks.
+        maturity: steps a unit is left alone after the start, and after its reset.
+        max_share: at most this share of a layer's units (but at least one) is reset at one check, the least alive
+            first.  The rest wait: a layer that is dead as a whole has lost its input more often than its weights, and
+            it is to be rebuilt in view of the units that came back.
+        init: how :math:`w_j` is drawn: "kaiming" (uniform, variance 2/fan_in for the ReLU family and 1/fan_in for
+            bounded activations), "lecun" (1/fan_in), "default" (what PyTorch's layers draw, 1/(3 fan_in)), or
+            ``f(weight, generator)``, which fills a CPU tensor of the whole weight's shape.
+        seed: of the random numbers, which come from a generator of their own, keyed by step and layer.
+
+    Attributes:
+        events: all resets so far.
+
+    Raises:
+        ValueError: a setting out of range, an optimizer of other parameters, sharded parameters.
+
+    Example:
+        >>> from unvanish.torch.reset import Dead
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).double()
+        >>> with torch.no_grad():
+        ...     _ = net[0].bias[3].fill_(-100.0)
+        >>> optimizer = torch.optim.Adam(net.parameters())
+        >>> reset = UnitReset(net, optimizer, Dead(patience=1), every=1, maturity=0)
+        >>> for event in reset.step(torch.randn(64, 4).double()):
+        ...     print(event.layer, event.units, event.score, event.output_change < 1e-12)
+        0 (3,) dead True
+
+    Source: Sokar et al. 2023 (ReDo), Dohare et al. 2024 (continual backpropagation), Farias and Jozefiak 2024 (SNR) for
+    the scores; compensation by the bias as Dohare et al. describe it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        score: ScoreChoice = ("dead", "saturated"),
+        *,
+        every: int = 100,
+        maturity: int = 100,
+        max_share: float = 0.5,
+        init: Initializer = "kaiming",
+        seed: int = 0,
+    ) -> None:
+        check_settings(every=every, maturity=maturity, max_share=max_share, init=init)
+        self._model = unwrapped(model)
+        check_optimizer(self._model, optimizer)
+        self._scores = scores_of(score)
+        self._every, self._maturity, self._max_share = every, maturity, max_share
+        self._surgeon = Surgeon(dict(self._model.named_parameters()), optimizer, init, seed)
+        self._step = 0
+        self._layout: Layout | None = None
+        self._watch: UnitWatch | None = None
+        self._memory: dict[str, dict[str, State]] = {}  # layer -> score -> what it remembers
+        self._born: dict[str, Tensor] = {}  # layer -> step at which each unit was made
+        self.events: list[ResetEvent] = []
+
+    def step(self, inputs: Any) -> tuple[ResetEvent, ...]:
+        """Count one step of the optimizer; at each ``every``-th, check and reset.
+
+        Args:
+            inputs: what the model is called with: a tensor, a tuple of positional or a mapping of keyword arguments.
+                Looked at only when a check is due.
+
+        Returns:
+            What was reset now.
+        """
+        self._step += 1
+        return self.check(inputs).events if self._step % self._every == 0 else ()
+
+    def check(self, inputs: Any, *, dry_run: bool = False) -> ResetReport:
+        """Check now, whatever the schedule says.
+
+        Args:
+            inputs: as for :meth:`step`.
+            dry_run: only say what would be reset; nothing changes, not even what the scores remember.
+
+        Returns:
+            What was found.
+        """
+        statistics = self._measured(inputs)
+        assert self._layout is not None
+        memory = copy.deepcopy(self._memory) if dry_run else self._memory
+        chosen: Chosen = []
+        for group in self._layout.groups:
+            choices = self._choices(group, statistics[group.layer], memory.setdefault(group.layer, {}))
+            if choices:
+                chosen.append((group, choices))
+        events = self._events(chosen)
+        if chosen and not dry_run:
+            events = self._operate(inputs, chosen, statistics, events)
+            self.events.extend(events)
+        layers = tuple(group.layer for group in self._layout.groups)
+        return ResetReport(self._step, events, layers, self._layout.not_resettable)
+
+    def _measured(self, inputs: Any) -> dict[str, UnitStatistics]:
+        """Statistics of all layers over all ranks; a model that is wired anew is looked at anew."""
+        for _ in range(2):
+            if self._layout is None or self._watch is None:
+                self._layout = layout_of(self._model, inputs)
+                self._watch = UnitWatch(self._layout, any(score.values_read for score in self._scores))
+            try:
+                return merged(self._watch.measure(self._model, inputs))
+            except RewiredError:
+                self._layout = None
+        raise ValueError(
+            "UnitReset saw the model make different calls in two passes over the same batch. Units can be followed "
+            "only where the same inputs take the same way. Switch random branches (layer drop, stochastic depth) off "
+            "for the check, or put the model in eval() around it."
+        )
+
+    def _choices(self, group: UnitGroup, statistics: UnitStatistics, memory: dict[str, State]) -> list[Choice]:
+        device = statistics.samples.device
+        born = self._born.setdefault(group.layer, torch.zeros(group.units, dtype=torch.int64)).to(device)
+        mature = self._step - born >= self._maturity
+        full = replace(statistics, outgoing=self._outgoing(group))
+        return choose(self._scores, full, memory, mature, self._max_share)
+
+    @torch.no_grad()
+    def _outgoing(self, group: UnitGroup) -> Tensor:
+        """(U,) sum of |w| over all weights that read each unit."""
+        parameters = self._surgeon.parameters
+        parts = [
+            reader.features.per_unit(reader.plan.sum_by_input(parameters[reader.plan.weight].abs()))
+            for reader in group.readers
+        ]
+        return torch.stack(parts).sum(dim=0)
+
+    def _events(self, chosen: Chosen) -> tuple[ResetEvent, ...]:
+        return tuple(
+            ResetEvent(
+                step=self._step,
+                layer=group.layer,
+                units=tuple(choice.units.nonzero().flatten().tolist()),
+                score=choice.score.name,
+                values=tuple(choice.values[choice.units].tolist()),
+                reason=choice.score.reason,
+                of=group.units,
+                waiting=choice.waiting,
+            )
+            for group, choices in chosen
+            for choice in choices
+        )
+
+    def _operate(
+        self, inputs: Any, chosen: Chosen, statistics: dict[str, UnitStatistics], events: tuple[ResetEvent, ...]
+    ) -> tuple[ResetEvent, ...]:
+        """Reset the chosen units, from the input to the output: a later layer's new units read the earlier ones'."""
+        assert self._layout is not None
+        signature = self._layout.signature
+        before = readings(self._model, inputs, tuple(r for group, _ in chosen for r in group.readers), signature)
+        units = {group.layer: torch.stack([c.units for c in choices]).any(dim=0) for group, choices in chosen}
+        compensated = {}
+        for group, _ in chosen:
+            bounded = statistics[group.layer].family.bounded
+            compensated[group.layer] = self._surgeon.reset(
+                group, units[group.layer], before, bounded=bounded, step=self._step
+            )
+            self._born[group.layer][units[group.layer].cpu()] = self._step
+            forget_units(self._memory[group.layer], units[group.layer])
+        norms = tuple(norm for group, _ in chosen for norm in group.norms)
+        moments, outputs = aftermath(self._model, inputs, norms, signature)
+        for group, _ in chosen:
+            for norm in group.norms:
+                set_running(self._model, norm, units[group.layer], moments[norm.op])
+        change = output_change(before.outputs, outputs)
+        return tuple(replace(e, output_change=change, compensated=compensated[e.layer]) for e in events)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has to be saved to go on as if there had been no break: steps, ages, what scores remember, events."""
+        return {
+            "step": self._step,
+            "born": {layer: born.clone() for layer, born in self._born.items()},
+            "memory": copy.deepcopy(self._memory),
+            "events": [asdict(event) for event in self.events],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state.
+
+        Args:
+            state: from :meth:`state_dict` of a UnitReset with the same model and scores.
+
+        Raises:
+            ValueError: it lacks something, or belongs to other layers.
+        """
+        missing = {"step", "born", "memory", "events"} - set(state)
+        strange = [layer for layer in state.get("born", ()) if not self._is_layer(layer)]
+        if missing or strange:
+            raise ValueError(
+                f"UnitReset cannot load this state: {f'it lacks {sorted(missing)}' if missing else ''}"
+                f"{f'the model has no layers {strange}' if strange else ''}. It must come from state_dict() of a "
+                "UnitReset of the same model. Start without it: only ages and the event log are lost."
+            )
+        self._step = int(state["step"])
+        self._born = {layer: born.clone().cpu() for layer, born in state["born"].items()}
+        self._memory = copy.deepcopy(state["memory"])
+        self.events = [
+            ResetEvent(**{**e, "units": tuple(e["units"]), "values": tuple(e["values"])}) for e in state["events"]
+        ]
+
+    def _is_layer(self, layer: str) -> bool:
+        return f"{layer}.weight" in self._surgeon.parameters or layer in self._surgeon.parameters
