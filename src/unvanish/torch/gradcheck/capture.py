@@ -103,7 +103,7 @@ def _watched_functions(note: Callable[[type[Function], tuple[Any, ...]], None]) 
     classes = {one: one.forward for one in _subclasses(Function) if not one.__module__.startswith("torch.")}
     own = {one: vars(one).get("forward") for one in classes}
     for one, forward in classes.items():
-        one.forward = staticmethod(_noted(one, forward, note))
+        setattr(one, "forward", staticmethod(_noted(one, forward, note)))  # noqa: B010 - mypy: a method
     try:
         yield
     finally:
@@ -111,7 +111,7 @@ def _watched_functions(note: Callable[[type[Function], tuple[Any, ...]], None]) 
             if earlier is None:
                 del one.forward
             else:
-                one.forward = earlier
+                setattr(one, "forward", earlier)  # noqa: B010
 
 
 def _noted(one: type[Function], forward: Callable[..., Any], note: Callable[..., None]) -> Callable[..., Any]:

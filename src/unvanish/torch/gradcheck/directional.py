@@ -84,10 +84,10 @@ class Probe:
     def shifts(self, chosen: Sequence[int]) -> list[Tensor | None]:
         """A random direction of the chosen leaves; each entry moves in proportion to its size."""
         wanted = set(chosen)
-        return [self._shift(leaf) if k in wanted else None for k, leaf in enumerate(self.leaves)]
-
-    def _shift(self, leaf: Leaf) -> Tensor:
-        return self._normal(leaf.base).mul_(reach(leaf.base))
+        return [
+            self._normal(leaf.base).mul_(reach(leaf)) if k in wanted and not leaf.excused else None
+            for k, leaf in enumerate(self.leaves)
+        ]
 
     def _normal(self, like: Tensor) -> Tensor:
         drawn = torch.empty(like.shape, dtype=like.dtype).normal_(generator=self.generator)
@@ -128,16 +128,13 @@ class Probe:
 
     def numerics(self, shifts: Sequence[Tensor | None], step: float) -> list[Numeric]:
         """Differences of all outputs along a direction."""
-        up, down, half_up, half_down = (
-            self.unit.at(self.leaves, shifts, factor * step) for factor in (1.0, -1.0, 0.5, -0.5)
-        )
-        outputs = zip(self.values, up, down, half_up, half_down, self._scales, strict=True)
-        return [_numeric(y, *moved, scale, step) for y, *moved, scale in outputs]
+        moved = [self.unit.at(self.leaves, shifts, factor * step) for factor in (1.0, -1.0, 0.5, -0.5)]
+        outputs = zip(self.values, self._scales, zip(*moved, strict=True), strict=True)
+        return [_numeric(y, scale, around, step) for y, scale, around in outputs]
 
 
-def _numeric(
-    y: Tensor, up: Tensor, down: Tensor, half_up: Tensor, half_down: Tensor, scale: float, step: float
-) -> Numeric:
+def _numeric(y: Tensor, scale: float, around: tuple[Tensor, ...], step: float) -> Numeric:
+    up, down, half_up, half_down = around
     whole, half = (up - down).div_(2 * step), (half_up - half_down).div_(step)
     bend, half_bend = (up + down).sub_(y, alpha=2).div_(step), (half_up + half_down).sub_(y, alpha=2).mul_(2 / step)
     uneven, bent = (whole - half), bend - 2 * half_bend
@@ -200,6 +197,9 @@ def spread(values: Tensor) -> float:
     return size or 1.0
 
 
-def reach(values: Tensor) -> Tensor:
-    """How far each entry moves for a step of one: its own size, or a hundredth of the typical one."""
-    return values.abs().add_(_FLOOR * spread(values)).nan_to_num_(0.0, 0.0, 0.0)
+def reach(leaf: Leaf) -> Tensor:
+    """How far each entry moves for a step of one: its own size and a hundredth of the typical one."""
+    reached = leaf.base.abs().add_(_FLOOR * spread(leaf.base)).nan_to_num_(0.0, 0.0, 0.0)
+    if leaf.padding is not None:
+        reached[leaf.padding] = 0.0
+    return reached

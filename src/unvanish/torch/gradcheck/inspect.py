@@ -25,6 +25,7 @@ class Report:
     failures: dict[tuple[str, str, str], Failure] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
     cut: bool = False
+    seen: set[int] = field(default_factory=set)  # ids of the parameters that some piece used
 
     def skip(self, unit: Unit, reason: str, trivial: bool = False) -> None:
         """Not silently."""
@@ -57,6 +58,7 @@ def inspect(unit: Unit, report: Report) -> bool:
     except Exception as error:  # the user's code, in a precision it was not written for
         report.skip(unit, f"it does not run in float64: {_said(error)}")
         return True
+    report.seen.update(id(leaf.parameter) for leaf in probe.leaves if leaf.parameter is not None)
     if not probe.judgeable:
         reason = "nothing in it needs a gradient" if probe.outputs else "it only calls other modules"
         report.skip(unit, reason, trivial=True)
@@ -93,9 +95,12 @@ def _tell(unit: Unit, probe: Probe, found: Judgement, report: Report) -> None:
     for k in found.cut:
         report.cut = True
         name = probe.leaves[k].name
-        report.skip(
-            unit, f"no gradient flows back to {name}, which its output depends on (detach, no_grad): is it meant?"
-        )
+        report.skip(unit, f"no gradient flows back to {name}, on which its output depends (a detach?)")
+    for leaf in probe.leaves:
+        if leaf.excused:
+            report.skip(
+                unit, f"the gradient by {leaf.name} is no derivative: scale_grad_by_freq divides it"
+            )
     for k in found.untold:
         name = probe.leaves[k].name
         report.skip(unit, f"the derivative by {name} could not be told: too small beside rounding, or no smooth place")

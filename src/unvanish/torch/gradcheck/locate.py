@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ _STARTS = 3
 _STEP = 1e-4
 
 
-class Entry(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Entry:
     """Derivatives of the outputs, along one cotangent, by one entry."""
 
     index: tuple[int, ...]
@@ -53,7 +54,7 @@ class _Search:
     def __init__(self, probe: Probe, which: int, cotangents: Sequence[Tensor], analytic: Tensor) -> None:
         self._probe, self._which, self._cotangents, self._analytic = probe, which, cotangents, analytic
         self._base = probe.leaves[which].base
-        self._reach = reach(self._base).reshape(-1)
+        self._reach = reach(probe.leaves[which]).reshape(-1)
 
     def _numeric(self, flat: Tensor) -> tuple[float, float]:
         """Derivative along a direction of this tensor, and how far its two estimates differ."""

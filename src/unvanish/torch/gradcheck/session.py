@@ -110,9 +110,9 @@ class Session:
         """Modules that nobody called cannot be checked; containers of others never are called."""
         called = {call.module for call in self.recorder.modules}
         for module, name in self.names.items():
-            own = any(True for _ in module.parameters(recurse=False))
-            if module not in called and (own or not list(module.children())):
-                report.skipped.append(Skipped(name, type(module).__name__, "never called by this batch", not own))
+            own = [p for p in module.parameters(recurse=False) if p.requires_grad and id(p) not in report.seen]
+            if module not in called and own:
+                report.skipped.append(Skipped(name, type(module).__name__, "its weights are not used with this batch"))
 
 
 def _clone(held: Held) -> torch.Tensor:

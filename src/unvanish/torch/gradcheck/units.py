@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from unvanish.torch.gradcheck.capture import FunctionCall, ModuleCall, real_call, replaced_calls
+from unvanish.torch.gradcheck.conventions import are_log_probabilities, graph_of
 from unvanish.torch.gradcheck.values import Held, contents, fill, held_in
 
 Supply = Callable[[Held], Tensor]
@@ -33,6 +34,9 @@ class Leaf:
     base: Tensor
     parameter: nn.Parameter | None = None
     held: Held | None = None
+    log_probabilities: bool = False
+    padding: int | None = None  # this row stays
+    excused: bool = False  # all of it stays
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,12 +56,18 @@ class Unit:
         """Outputs with their graph, the leaves, and the leaves' tensors in the graph."""
         entries = {held: held.data.detach().requires_grad_() for held in self.inputs}
         outputs = self._outputs(entries)
-        used = _parameters_in(outputs)
-        taken = [(name, p) for name, p, if_used in self.parameters if not if_used or id(p) in used]
-        leaves = [Leaf(name, p.detach().clone(), p) for name, p in taken]
+        graph = graph_of(outputs)
+        bound = {held for held in entries if graph.log_probabilities and are_log_probabilities(held.data)}
+        if bound:
+            outputs = self._outputs({h: t.log_softmax(-1) if h in bound else t for h, t in entries.items()})
+        taken = [(name, p) for name, p, if_used in self.parameters if not if_used or id(p) in graph.leaves]
+        leaves = [
+            Leaf(name, p.detach().clone(), p, padding=graph.padding.get(id(p)), excused=id(p) in graph.by_frequency)
+            for name, p in taken
+        ]
         tensors: list[Tensor] = [leaf.parameter for leaf in leaves if leaf.parameter is not None]
         for held, tensor in entries.items():
-            leaves.append(Leaf(self.inputs[held], held.data, held=held))
+            leaves.append(Leaf(self.inputs[held], held.data, held=held, log_probabilities=held in bound))
             tensors.append(tensor)
         return outputs, leaves, tensors
 
@@ -68,7 +78,8 @@ class Unit:
         for leaf, shift in zip(leaves, shifts, strict=True):
             if leaf.held is not None:
                 base = leaf.held.data.detach().requires_grad_()  # the same branches as with a gradient
-                moved[leaf.held] = base if shift is None else torch.add(base, shift, alpha=step)
+                there = base if shift is None else torch.add(base, shift, alpha=step)
+                moved[leaf.held] = there.log_softmax(-1) if leaf.log_probabilities else there
             elif shift is not None:
                 assert leaf.parameter is not None, "a leaf is a parameter or an input"
                 leaf.parameter.data.copy_(torch.add(leaf.base, shift, alpha=step))  # .data: no new version for autograd
@@ -141,22 +152,6 @@ def floating(value: Any) -> list[Tensor]:
 
     walk(value)
     return list(found.values())
-
-
-def _parameters_in(outputs: Sequence[Tensor]) -> set[int]:
-    """The ids of the leaves of the graph of these outputs."""
-    rest = [y.grad_fn for y in outputs if y.grad_fn is not None]
-    seen: set[Any] = set(rest)
-    leaves = {id(y) for y in outputs if y.is_leaf}
-    while rest:
-        node = rest.pop()
-        if (variable := getattr(node, "variable", None)) is not None:
-            leaves.add(id(variable))
-        for after, _ in node.next_functions if node is not None else ():
-            if after is not None and after not in seen:
-                seen.add(after)
-                rest.append(after)
-    return leaves
 
 
 def module_unit(
