@@ -1,0 +1,104 @@
+"""Bounds for single entries, against Python's min and max, and torch's and Keras' published tests."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from clip_oracle import Untouched, entries, norm_of, parameters
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from unvanish.torch.clip import clip_grad_value_
+
+VALUES = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.lists(VALUES, min_size=1, max_size=6), min_size=1, max_size=4),
+    st.floats(0, 2.0**126, width=32),
+    st.floats(0, 2.0**126, width=32),
+)
+def test_every_entry(lists: list[list[float]], below: float, above: float) -> None:
+    if below == above == 0:
+        return
+    params = parameters(*(torch.tensor(values) for values in lists))
+    watches = [Untouched([parameter]) for parameter in params]
+    report = clip_grad_value_(params, above, minimum=-below)
+    outside = [any(not -below <= v <= above for v in values) for values in lists]
+    assert report.clipped == sum(outside)
+    assert report.norm == pytest.approx(norm_of(*(torch.tensor(values) for values in lists)), rel=1e-5)
+    for parameter, values, changed, watch in zip(params, lists, outside, watches, strict=True):
+        assert parameter.grad.tolist() == [min(max(v, -below), above) for v in values]
+        if not changed:
+            watch.check()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("bound", [0.1, 1e-46, 1e300, 7e4])
+def test_bounds_that_the_dtype_rounds(dtype: torch.dtype, bound: float) -> None:
+    """What was clipped once is not clipped again, and bounds beyond the dtype are no error."""
+    params = parameters(torch.tensor([-3.0, 0.05, 3.0], dtype=dtype))
+    clip_grad_value_(params, bound)
+    watch = Untouched(params)
+    assert clip_grad_value_(params, bound).clipped == 0
+    watch.check()
+    near = torch.tensor(min(bound, 3.0), dtype=torch.float64).to(dtype)
+    assert params[0].grad[2] == near
+
+
+@pytest.mark.parametrize("bound", [2.5, -2.5])
+def test_torch_published_values(bound: float) -> None:
+    """torch takes the magnitude of a negative value; here it is an error."""
+    layer = nn.Linear(10, 10)
+    first, second = torch.arange(-50.0, 50).view(10, 10).div(5), torch.ones(10).mul(2)
+    layer.weight.grad, layer.bias.grad = first.clone(), second.clone()
+    if bound < 0:
+        with pytest.raises(ValueError, match="no range"):
+            clip_grad_value_(layer.parameters(), bound)
+        return
+    clip_grad_value_(layer.parameters(), bound)
+    assert torch.equal(layer.weight.grad, first.clamp(-bound, bound))
+    assert torch.equal(layer.bias.grad, second)
+    reference = nn.Linear(10, 10)
+    reference.weight.grad = first.clone()
+    nn.utils.clip_grad_value_(reference.parameters(), bound)
+    assert torch.equal(reference.weight.grad, layer.weight.grad)
+
+
+def test_keras_and_optax_published_values() -> None:
+    params = parameters(torch.tensor([100.0, 100.0]), torch.tensor([[500.0, 5.0], [300.0, 3.0]]))
+    clip_grad_value_(params, 1.0)
+    assert entries(params[0].grad) == [1.0] * 2
+    assert entries(params[1].grad) == [1.0] * 4
+
+
+def test_one_sided_and_unbounded() -> None:
+    params = parameters(torch.tensor([-5.0, 5.0]))
+    clip_grad_value_(params, 1.0, minimum=-math.inf)
+    assert params[0].grad.tolist() == [-5.0, 1.0]
+    clip_grad_value_(params, math.inf, minimum=0.0)
+    assert params[0].grad.tolist() == [0.0, 1.0]
+    watch = Untouched(params)
+    clip_grad_value_(params, math.inf)
+    watch.check()
+
+
+def test_complex_entries_part_by_part() -> None:
+    params = parameters(torch.tensor([3 - 4j, 0.5 + 0.25j]))
+    clip_grad_value_(params, 1.0, minimum=-2.0)
+    assert params[0].grad.tolist() == [1 - 2j, 0.5 + 0.25j]
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(None, 0.0), (0.0, 0.0), (0.1, 1.0), (-1.0, -0.1), (math.nan, 1.0), (None, math.nan), (1.0, -1.0)]
+)
+def test_senseless_ranges(low: float | None, high: float) -> None:
+    params = parameters(torch.tensor([3.0]))
+    watch = Untouched(params)
+    with pytest.raises(ValueError, match="no range for gradients. Expected"):
+        clip_grad_value_(params, high, minimum=low)
+    watch.check()
