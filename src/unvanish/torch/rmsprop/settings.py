@@ -1,0 +1,133 @@
+"""What an RMSprop may be told, what of it is possible, and the numbers under which it is another library's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_NO_NUMBER = math.nan  # fails every comparison, and so every check below
+
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        # keras.optimizers.RMSprop 3.x; optax.rmsprop 0.2.x names no learning rate of its own
+        "keras": {},
+        "optax": {"eps": 1e-8},
+        # torch.optim.RMSprop 2.x: eps outside of the root, learning rate outside of the buffer, L2 in the gradient
+        "torch": {
+            "lr": 1e-2,
+            "rho": 0.99,
+            "eps": 1e-8,
+            "eps_inside": False,
+            "lr_in_momentum": False,
+            "decoupled_weight_decay": False,
+        },
+        # timm.optim.RMSpropTF 1.x, the RMSprop of TensorFlow 1: v starts at 1
+        "timm": {"lr": 1e-2, "eps": 1e-10, "initial_accumulator": 1.0, "decoupled_weight_decay": False},
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings of one parameter group, in range; the fields are the arguments of ``RMSprop``."""
+
+    lr: float | Tensor
+    rho: float
+    eps: float
+    eps_inside: bool
+    momentum: float
+    lr_in_momentum: bool
+    nesterov: bool
+    centered: bool
+    initial_accumulator: float
+    bias_correction: bool
+    weight_decay: float
+    decoupled_weight_decay: bool
+    clip: float | None
+    maximize: bool
+    foreach: bool | None
+    fused: bool | None
+    capturable: bool
+    differentiable: bool
+
+    @classmethod
+    def of(cls, group: Mapping[str, Any]) -> Settings:
+        """Of a parameter group as it is now: groups may be edited between steps.
+
+        Raises:
+            ValueError: a value is out of its range, or two exclude each other.
+        """
+        settings = cls(*(group[name] for name in _NAMES))
+        settings._check_ranges()
+        settings._check_pairs()
+        return settings
+
+    @property
+    def learning_rate(self) -> float | Tensor:
+        """A plain number where nobody needs the tensor: it spares a kernel launch, and Numba takes no tensors."""
+        lr = self.lr
+        if isinstance(lr, Tensor) and lr.device.type == "cpu" and not (self.capturable or self.differentiable):
+            return float(lr)
+        return lr
+
+    def _check_ranges(self) -> None:
+        if isinstance(self.lr, Tensor):
+            if self.lr.numel() != 1:
+                raise _refusal("lr", self.lr, "one number", "give a float, or a tensor with one element")
+        else:
+            _require("lr", self.lr, 0, math.inf, "learning rates are usually 1e-4 to 1e-2; maximize=True goes uphill")
+        _require("rho", self.rho, 0, 1, "0.9 averages over 10 steps, 0.99 over 100")
+        _require("momentum", self.momentum, 0, 1, "0 is none; 0.9 is usual")
+        _require("weight_decay", self.weight_decay, 0, math.inf, "0 is none")
+        _require("initial_accumulator", self.initial_accumulator, 0, math.inf, "0, or 1 as in TensorFlow 1")
+        _require("eps", self.eps, 0, math.inf, "1e-7 is usual: at 0 an entry without gradient is 0/0", open_below=True)
+        if self.clip is not None:
+            _require("clip", self.clip, 0, math.inf, "a global norm such as 1.0, or None for none", open_below=True)
+
+    def _check_pairs(self) -> None:
+        if self.nesterov and not self.momentum:
+            raise _refusal("nesterov", True, "momentum > 0 with it", "give momentum=0.9, or nesterov=False")
+        if self.fused and self.foreach:
+            raise _refusal("fused and foreach", True, "at most one of the two", "leave out foreach: fused is faster")
+        if self.differentiable and (self.fused or self.capturable):
+            raise _refusal(
+                "differentiable",
+                True,
+                "no fused and no capturable step with it: autograd sees neither",
+                "leave out fused and capturable",
+            )
+
+
+_NAMES = tuple(field.name for field in fields(Settings))
+
+
+def _require(name: str, value: object, low: float, high: float, hint: str, *, open_below: bool = False) -> None:
+    number = float(value) if isinstance(value, int | float) else _number(value)
+    if (low < number if open_below else low <= number) and number < high:
+        return
+    bracket = "(" if open_below else "["
+    raise _refusal(name, value, f"a number in {bracket}{low:g}, {high:g})", hint)
+
+
+def _number(value: object) -> float:
+    """Of a NumPy scalar or a 0-dimensional tensor; NaN for what is no number."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        return _NO_NUMBER
+
+
+def _refusal(name: str, value: object, expected: str, mend: str) -> ValueError:
+    shown = f"a tensor of {value.numel()} numbers" if isinstance(value, Tensor) else repr(value)
+    return ValueError(f"RMSprop was given {name}={shown}. Expected {expected}. To mend it: {mend}.")
+
+
+def widened(dtype: torch.dtype) -> torch.dtype:
+    """Type of the running averages: (1 - rho) g^2 is 0 in float16 below g = 1e-3, and bfloat16 cannot add it up."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
