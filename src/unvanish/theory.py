@@ -178,12 +178,35 @@ def operating_point(
     point = next((p for p in (_best(phi, derivative, shifts, slope) for shifts in _shifts(phi)) if p is not None), None)
     if point is None:
         raise ValueError(
-            f"operating_point: this activation has no point where a net of depth {depth} could work: nowhere is it close "
-            "enough to a line that is not flat. Expected a function that is continuous and not constant near some point "
-            "in [0, 4]. Use another activation (tanh, GELU), or residual connections."
+            f"operating_point: this activation has no point where a net of depth {depth} could work: nowhere is it "
+            "close enough to a line that is not flat. Expected a function that is continuous and not constant near "
+            "some point in [0, 4]. Use another activation (tanh, GELU), or residual connections."
         )
-    moments = _moments(phi, derivative, point.alpha, point.beta)
-    return OperatingPoint(point.alpha, point.beta, moments.mean, 1 / math.sqrt(moments.variance))
+    return standardized(phi, point.alpha, point.beta)
+
+
+def standardized(phi: Elementwise, alpha: float, beta: float) -> OperatingPoint:
+    r"""The operating point with this scale and shift: mean and standard deviation of what comes out.
+
+    .. math:: m = E[\phi(\alpha z + \beta)],\ \gamma = Var[\phi(\alpha z + \beta)]^{-1/2},\ z \sim N(0, 1)
+
+    Args:
+        phi: activation, elementwise on float64 arrays.
+        alpha: standard deviation of its input.
+        beta: mean of its input.
+
+    Returns:
+        alpha, beta, mean and gamma; gamma is infinite where phi is constant.
+
+    Example:
+        >>> [round(number, 3) for number in standardized(lambda u: np.maximum(u, 0), 1.0, 0.0)]
+        [1.0, 0.0, 0.399, 1.713]
+
+    Source: Martens et al. 2021, section 4.
+    """
+    moments = _moments(phi, None, alpha, beta)
+    gamma = 1 / math.sqrt(moments.variance) if moments.variance else math.inf
+    return OperatingPoint(alpha, beta, moments.mean, gamma)
 
 
 def mirror_slope(phi: Elementwise) -> float | None:

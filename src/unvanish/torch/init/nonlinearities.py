@@ -1,0 +1,147 @@
+"""Elementwise functions between layers, of one op or of many, as functions of one number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unvanish.theory import Array, Elementwise, mirror_slope
+from unvanish.torch.wiring import Op, Wiring
+
+_BINARY = frozenset({"add", "sub", "mul", "div", "truediv", "iadd", "isub", "imul", "maximum", "minimum", "pow"})
+_PROBE = torch.tensor([-2.5, -1.0, -0.3, 0.0, 0.2, 0.9, 3.0], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Nonlinearity:
+    """A function phi with ``output = phi(input)`` unit by unit.
+
+    Attributes:
+        source: op whose output it reads.
+        exit: op whose output is phi's value.
+        name: of its ops, such as "tanh" or "sigmoid*mul" for a handwritten SiLU.
+        alone: nothing else elementwise reads the same source, so the source can be scaled and shifted for it.
+    """
+
+    source: int
+    exit: int
+    name: str
+    alone: bool
+    _ops: tuple[Op, ...] = field(repr=False)
+    _slope: float | None = field(repr=False, default=None)
+
+    @cached_property
+    def phi(self) -> Elementwise:
+        """The function on float64 arrays."""
+
+        def on_arrays(u: Array) -> Array:
+            with torch.no_grad():
+                return np.asarray(self._value(torch.from_numpy(np.ascontiguousarray(u))).numpy(), dtype=np.float64)
+
+        return on_arrays
+
+    @cached_property
+    def mirror(self) -> float | None:
+        """The k of ``phi(x) - phi(-x) = k x``."""
+        return mirror_slope(self.phi)
+
+    @cached_property
+    def straight(self) -> bool:
+        """Whether phi is a straight line, such as a multiplication by a number."""
+        x = np.linspace(-5, 5, 11)
+        y = self.phi(x)
+        return bool(np.allclose(y, y[5] + (y[6] - y[5]) * x, rtol=1e-6, atol=1e-9))
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for nonlinearities that are the same function."""
+        return tuple((op.name, repr(sorted(op.arguments.items(), key=str)), op.parameters) for op in self._ops)
+
+    def _value(self, u: Tensor) -> Tensor:
+        values = {self.source: u}
+        for op in self._ops:
+            values[op.index] = _evaluate(op, [values[i] for i in op.inputs], self._slope)
+        return values[self.exit].detach()
+
+
+def nonlinearities(wiring: Wiring, model: nn.Module) -> list[Nonlinearity]:
+    """All maximal elementwise functions of one op's output, in execution order of their exits."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    slopes = {op.index: _slope_of(op, parameters) for op in wiring.ops}
+    pointwise = [_is_pointwise(op, slopes[op.index]) for op in wiring.ops]
+    found: list[Nonlinearity] = []
+    taken: set[int] = set()
+    for source in (op.index for op in wiring.ops):
+        if source in taken:
+            continue
+        inside = _region(wiring, source, pointwise)
+        taken |= inside
+        exits = [i for i in inside if any(r not in inside for r in wiring.readers(i)) or not wiring.readers(i)]
+        for last in exits:
+            ops = tuple(wiring.ops[i] for i in sorted(_needed(wiring, last, source)))
+            slope = next((slopes[op.index] for op in ops if slopes[op.index] is not None), None)
+            found.append(Nonlinearity(source, last, "*".join(op.name for op in ops), len(exits) == 1, ops, slope))
+    return sorted(found, key=lambda n: n.exit)
+
+
+def _region(wiring: Wiring, source: int, pointwise: list[bool]) -> set[int]:
+    """Ops that compute an elementwise function of ``source`` and of nothing else."""
+    inside: set[int] = set()
+    waiting = set(wiring.readers(source))
+    while waiting:
+        index = min(waiting)
+        waiting.remove(index)
+        op = wiring.ops[index]
+        if pointwise[index] and all(i == source or i in inside for i in op.inputs):
+            inside.add(index)
+            waiting.update(wiring.readers(index))
+    return inside
+
+
+def _needed(wiring: Wiring, last: int, source: int) -> Iterator[int]:
+    stack, seen = [last], {source}
+    while stack:
+        index = stack.pop()
+        if index not in seen:
+            seen.add(index)
+            yield index
+            stack.extend(wiring.ops[index].inputs)
+
+
+def _slope_of(op: Op, parameters: dict[str, nn.Parameter]) -> float | None:
+    """The negative slope of activations that have one per unit or draw it at random: its mean."""
+    if op.name == "prelu" and (name := op.parameter("weight")) is not None:
+        return float(parameters[name].detach().mean())
+    if op.name == "rrelu":
+        return (float(op.arguments.get("lower", 1 / 8)) + float(op.arguments.get("upper", 1 / 3))) / 2
+    return None
+
+
+def _evaluate(op: Op, values: list[Tensor], slope: float | None) -> Tensor:
+    if op.name in ("prelu", "rrelu") and slope is not None:
+        return nn.functional.leaky_relu(values[0], slope)
+    if len(values) == 1:
+        return op.apply(values[0])
+    result = op.function(values[0].clone(), *values[1:])
+    assert isinstance(result, Tensor)
+    return result
+
+
+def _is_pointwise(op: Op, slope: float | None) -> bool:
+    """Whether each element of the output depends on the same element of the input only: tried, not looked up."""
+    if slope is not None:
+        return True
+    if op.parameters or op.computed or not op.inputs or op.kind not in ("activation", "scale", "merge", "other"):
+        return False
+    if len(op.inputs) > 1:
+        return op.name in _BINARY and len(op.inputs) == 2 and not op.arguments
+    try:
+        value, turned = op.apply(_PROBE), op.apply(_PROBE.flip(0))
+    except Exception:  # whatever a user's function says to a tensor of another shape: it is not elementwise
+        return False
+    return value.shape == _PROBE.shape and value.is_floating_point() and torch.equal(value.flip(0), turned)

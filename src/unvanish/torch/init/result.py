@@ -1,0 +1,109 @@
+"""What an initialisation did, and whether signal and gradient now get through."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+LARGEST_LOG_GAIN = math.log(30)
+LEAST_SEPARATION = 0.05
+LEAST_RANK = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """Signs of life at step 0, between the first and the last activation on one path.
+
+    Attributes:
+        forward: ln of the last activation's standard deviation over the batch, over the first one's.
+        backward: ln of the root-mean-square singular value of the Jacobian between the two: what becomes of gradients.
+        separation: standard deviation over the batch divided by root-mean-square, at the last activation.
+        rank: stable rank of the Jacobian between the two, the number of directions that get through.
+
+    None is "not observed", -inf "exactly zero".
+    """
+
+    forward: float | None = None
+    backward: float | None = None
+    separation: float | None = None
+    rank: float | None = None
+
+    def failures(self) -> tuple[str, ...]:
+        """What is wrong, in sentences."""
+        found = []
+        for way, gain in (("signal forward", self.forward), ("gradient backward", self.backward)):
+            if gain is not None and not abs(gain) < LARGEST_LOG_GAIN:
+                verb = "grows" if gain > 0 else "shrinks" if gain < 0 else "is not finite"
+                found.append(f"the {way} {verb}: ln gain {gain:+.1f}, expected within ±{LARGEST_LOG_GAIN:.1f}")
+        if self.separation is not None and not self.separation > LEAST_SEPARATION:
+            found.append(
+                f"samples look alike at the last activation: separation {self.separation:.2g}, "
+                f"expected above {LEAST_SEPARATION}"
+            )
+        return tuple(found)
+
+    def warnings(self) -> tuple[str, ...]:
+        """What is not good, but not certainly bad."""
+        if self.rank is None or self.rank >= LEAST_RANK:
+            return ()
+        return (f"few directions get through: stable rank {self.rank:.1f}, better at least {LEAST_RANK:.0f}",)
+
+    def __str__(self) -> str:
+        """One line."""
+        signs = (
+            ("forward ln gain", self.forward, "+.2f"),
+            ("backward ln gain", self.backward, "+.2f"),
+            ("separation", self.separation, ".2g"),
+            ("stable rank", self.rank, ".1f"),
+        )
+        return ", ".join(f"{name} {format(v, spec) if v is not None else 'not observed'}" for name, v, spec in signs)
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What was done to one parameter: its name, the method, and the numbers."""
+
+    name: str
+    method: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Initialization:
+    """What :func:`initialize_` did, and the signs of life before and after.
+
+    Attributes:
+        actions: one per weight that was set, in execution order.
+        untouched: (name, reason) for trainable weights that were left as they were.
+        depths: activations in a row in each plain chain, longest first.
+        before: vital signs of the model as it came.
+        after: vital signs now.
+    """
+
+    actions: tuple[Action, ...]
+    untouched: tuple[tuple[str, str], ...]
+    depths: tuple[int, ...]
+    before: Vitals
+    after: Vitals
+
+    @property
+    def ok(self) -> bool:
+        """Whether no vital sign fails. A low stable rank warns, and does not fail."""
+        return not self.after.failures()
+
+    def __str__(self) -> str:
+        """What was done, method by method, and the vital signs."""
+        counts = Counter(action.method for action in self.actions)
+        lines = [
+            f"initialised {len(self.actions)} weights: " + ", ".join(f"{n} {method}" for method, n in counts.items()),
+            "activations in a row: " + (", ".join(map(str, self.depths[:6])) or "none outside residual branches"),
+            f"before: {self.before}",
+            f"after:  {self.after}",
+        ]
+        lines += [f"not touched: {name} ({reason})" for name, reason in self.untouched[:8]]
+        if len(self.untouched) > 8:
+            lines.append(f"not touched: {len(self.untouched) - 8} more")
+        lines += [f"warning: {text}" for text in self.after.warnings()]
+        lines += [f"NOT OK: {text}" for text in self.after.failures()] or ["ok"]
+        return "\n".join(lines)

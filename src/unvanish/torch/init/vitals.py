@@ -1,0 +1,170 @@
+"""Signs of life of a network at step 0, from one pass: no labels, no loss, nothing of the model changes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unvanish.torch.init.nonlinearities import nonlinearities
+from unvanish.torch.init.result import Vitals
+from unvanish.torch.wiring import Op, Wiring, trace
+
+_PROBES = 8
+_POWER_STEPS = 6
+_SAMPLES = 16
+
+
+class _Differentiable(nn.Module):
+    """A model run with gradients on: :func:`trace` turns them off."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with torch.enable_grad():
+            return self.model(*args, **kwargs)
+
+
+class _Seen(Exception):  # noqa: N818
+    """The last activation was reached; the rest of the pass is not needed."""
+
+
+@dataclass(slots=True)
+class _Pair:
+    """First and last activation on one path, as they go by."""
+
+    first: int
+    last: int
+    start: Tensor | None = None
+    vitals: Vitals = Vitals()  # noqa: RUF009
+
+    def __call__(self, op: Op, args: Any, kwargs: Any, result: Any) -> Tensor | None:
+        if op.index == self.first:
+            self.start = result.detach().clone().requires_grad_()
+            return self.start.clone()
+        if op.index == self.last and self.start is not None:
+            self.vitals = _between(self.start, result)
+            raise _Seen
+        return None
+
+
+def vital_signs(model: nn.Module, inputs: Any, wiring: Wiring) -> Vitals:
+    """Gains, separation and stable rank between the first and the last activation.
+
+    Args:
+        model: the network.
+        inputs: what it is called with; the axis of samples comes first.
+        wiring: of the same model and inputs.
+
+    Returns:
+        The signs; None where there are no two activations on one path, or something cannot be differentiated.
+    """
+    ends = _ends(wiring, model)
+    if ends is None:
+        return Vitals()
+    pair = _Pair(*ends)
+    kept = [(p, p.grad) for p in model.parameters()]
+    try:
+        trace(_Differentiable(model), _few(inputs), on_op=pair)
+    except _Seen:
+        pass
+    finally:
+        for parameter, gradient in kept:
+            parameter.grad = gradient
+    return pair.vitals
+
+
+def _ends(wiring: Wiring, model: nn.Module) -> tuple[int, int] | None:
+    """The first nonlinearity, and the last one that it reaches."""
+    exits = {n.exit for n in nonlinearities(wiring, model) if not n.straight}
+    if not exits:
+        return None
+    first, last = min(exits), None
+    reached = {first}
+    for op in wiring.ops[first + 1 :]:
+        if reached.intersection(op.inputs):
+            reached.add(op.index)
+            last = op.index if op.index in exits else last
+    return None if last is None else (first, last)
+
+
+def _few(inputs: Any) -> Any:
+    """The first samples of a batch, where all its tensors have as many."""
+    tensors = (
+        inputs if isinstance(inputs, (tuple, list)) else list(inputs.values()) if isinstance(inputs, dict) else [inputs]
+    )
+    if not all(isinstance(t, Tensor) and t.ndim > 0 and len(t) == len(tensors[0]) for t in tensors):
+        return inputs
+    if isinstance(inputs, dict):
+        return {key: value[:_SAMPLES] for key, value in inputs.items()}
+    return tuple(t[:_SAMPLES] for t in inputs) if isinstance(inputs, (tuple, list)) else inputs[:_SAMPLES]
+
+
+def _between(start: Tensor, end: Tensor) -> Vitals:
+    first, last = _spread(start), _spread(end)
+    vitals = Vitals()
+    if first is not None and last is not None:
+        vitals = replace(vitals, forward=_log(last[0], first[0]), separation=last[0] / last[1] if last[1] else 0.0)
+    if not end.requires_grad:
+        return vitals
+    try:
+        backward, rank = _jacobian(start, end)
+    except RuntimeError:  # an op without (second) derivative: not observed
+        return vitals
+    return replace(vitals, backward=backward, rank=rank)
+
+
+def _spread(x: Tensor) -> tuple[float, float] | None:
+    """Standard deviation over the batch, and root-mean-square; None for one sample."""
+    if x.ndim < 2 or len(x) < 2:
+        return None
+    wide = x.detach().to(torch.float64)
+    return float(wide.var(dim=0, unbiased=False).mean().sqrt()), float(wide.square().mean().sqrt())
+
+
+def _log(numerator: float, denominator: float) -> float:
+    if numerator == 0 or denominator == 0:
+        return -math.inf if denominator else math.nan
+    return math.log(numerator) - math.log(denominator)
+
+
+def _jacobian(start: Tensor, end: Tensor) -> tuple[float, float | None]:
+    """ln of the root-mean-square singular value, by random cotangents; stable rank with the largest, by power steps."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator).to(like)
+
+    squares = torch.zeros(len(start), dtype=torch.float64, device=start.device)
+    for _ in range(_PROBES):
+        (row,) = torch.autograd.grad(end, start, noise(end), retain_graph=True)
+        squares += _square(row) / _PROBES
+    width = min(start.numel(), end.numel()) / len(start)
+    backward = _log(float((squares.mean() / width).sqrt()), 1.0)
+    seed = torch.zeros_like(end, requires_grad=True)
+    (pulled,) = torch.autograd.grad(end, start, seed, create_graph=True)
+    direction = noise(start)
+    largest = torch.zeros_like(squares)
+    for _ in range(_POWER_STEPS):
+        (pushed,) = torch.autograd.grad(pulled, seed, _unit(direction), retain_graph=True)
+        largest = _square(pushed)
+        (direction,) = torch.autograd.grad(end, start, _unit(pushed), retain_graph=True)
+    alive = (largest > 0) & torch.isfinite(largest) & torch.isfinite(squares)
+    rank = float((squares[alive] / largest[alive]).mean()) if bool(alive.any()) else None
+    return backward, rank
+
+
+def _square(x: Tensor) -> Tensor:
+    """Squared length per sample, float64."""
+    return x.detach().to(torch.float64).reshape(len(x), -1).square().sum(dim=1)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Each sample's part with length 1."""
+    length = _square(x).sqrt().clamp_min(1e-300).to(torch.float64)
+    return (x.detach().to(torch.float64) / length.reshape(-1, *(1,) * (x.ndim - 1))).to(x.dtype)
