@@ -99,6 +99,6 @@ def test_complex_entries_part_by_part() -> None:
 def test_senseless_ranges(low: float | None, high: float) -> None:
     params = parameters(torch.tensor([3.0]))
     watch = Untouched(params)
-    with pytest.raises(ValueError, match="no range for gradients. Expected"):
+    with pytest.raises(ValueError, match=r"no range for gradients\. Expected"):
         clip_grad_value_(params, high, minimum=low)
     watch.check()

@@ -94,4 +94,5 @@ def _in_pieces(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     for piece in line.split(_PIECE):
         converted = room[: piece.numel()].copy_(piece)
         norms.append(_in_rows(converted))
-    return torch.linalg.vector_norm(torch.stack(norms).double()).to(dtype)
+    together: Tensor = torch.linalg.vector_norm(torch.stack(norms).double())
+    return together.to(dtype)
