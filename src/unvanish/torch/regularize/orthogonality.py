@@ -1,0 +1,124 @@
+"""Penalties on weights that are not orthogonal, so that no direction is lost and none explodes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from unvanish.torch.regularize.matrices import weight_places
+from unvanish.torch.regularize.ratios import rows_of, times, with_gradients
+
+
+class _Orthogonality(ABC):
+    """Sum over the weights of a judgement whose gradient is known in closed form."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._places = weight_places(model)
+        if not self._places:
+            raise ValueError(
+                f"{type(self).__name__}: {type(model).__name__} has no trainable weight of a linear layer, convolution "
+                "or recurrent layer. Expected at least one. Pass the model that holds the layers, and unfreeze them."
+            )
+
+    def penalty(self) -> Tensor:
+        """The penalty at the present weights.
+
+        Returns:
+            A scalar >= 0, dimensionless, with a gradient to the weights (and no second one).
+        """
+        values, gradients = [], []
+        for index, place in enumerate(self._places):
+            weight = place.weight()
+            with torch.no_grad():
+                wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+                value, gradient = self._judge(index, place.matrices(wide))
+                values.append(value)
+                gradients.append((weight, times(place.restored(gradient, weight))))
+        return with_gradients(torch.stack([value.to(values[0]) for value in values]).sum(), gradients)
+
+    @abstractmethod
+    def _judge(self, index: int, matrices: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and gradient for (blocks, rows, columns), rows >= columns."""
+
+
+class SoftOrthogonality(_Orthogonality):
+    r"""How far the columns of each weight are from orthonormal.
+
+    .. math:: \sum_W \| W^T W - I \|_F^2, \qquad \text{gradient } 4 W (W^T W - I)
+
+    for a tall W, and with :math:`W W^T` for a wide one, the only one of the two that can be the identity.  Linear
+    weights, convolutions (kernels flattened, group by group) and the state-to-state weights of recurrent layers
+    (gate by gate) count; embeddings, biases and frozen weights do not.
+
+    Costs two products of square matrices for each weight, whatever the batch; :class:`SpectralIsometry` costs less.
+
+    Args:
+        model: the network.
+
+    Example:
+        >>> model = torch.nn.RNN(3, 4)
+        >>> _ = torch.nn.init.orthogonal_(model.weight_hh_l0)
+        >>> SoftOrthogonality(model).penalty().item() < 1e-9
+        True
+
+    Source: Bansal, Chen and Wang 2018, Can we gain more from orthogonality regularizations, section 3.1.
+    """
+
+    def _judge(self, index: int, matrices: Tensor) -> tuple[Tensor, Tensor]:
+        residual = matrices.mT @ matrices
+        residual.diagonal(dim1=1, dim2=2).sub_(1)
+        return residual.square().sum(), 4 * (matrices @ residual)
+
+
+class SpectralIsometry(_Orthogonality):
+    r"""The worst direction of each weight (SRIP): by how much it stretches or shrinks.
+
+    .. math:: \sum_W \| R \|_2 \approx \sum_W \| R v \|, \qquad R = W^T W - I
+
+    (:math:`W W^T - I` for a wide W) with v from a power iteration: every call makes one step, :math:`v \leftarrow
+    Rv / \|Rv\|`, and the next call goes on from there, as weights change little from one step of training to the next.
+    The estimate never exceeds the norm, and has its gradient where v has arrived:
+    :math:`(Wz) v^T + (Wv) z^T` with :math:`z = Rv / \|Rv\|`.
+
+    The same weights count as in :class:`SoftOrthogonality`.
+
+    Args:
+        model: the network.
+        seed: of the first v, drawn from a stream of its own.
+
+    Example:
+        >>> model = torch.nn.Linear(3, 3, bias=False)
+        >>> _ = model.weight.data.copy_(torch.diag(torch.tensor([2.0, 1.0, 0.5])))
+        >>> isometry = SpectralIsometry(model)
+        >>> for _ in range(20):
+        ...     penalty = isometry.penalty()
+        >>> round(penalty.item(), 4)  # 2^2 - 1
+        3.0
+
+    Source: Bansal, Chen and Wang 2018, Can we gain more from orthogonality regularizations, section 3.4, equation 6.
+    """
+
+    def __init__(self, model: nn.Module, *, seed: int = 0) -> None:
+        super().__init__(model)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._directions: dict[int, Tensor] = {}
+
+    def _judge(self, index: int, matrices: Tensor) -> tuple[Tensor, Tensor]:
+        direction = self._direction(index, matrices)
+        image = matrices @ direction  # (blocks, rows, 1)
+        moved = matrices.mT @ image - direction
+        rows = rows_of(moved.squeeze(-1))
+        following = (rows.scaled / rows.length).unsqueeze(-1)
+        self._directions[index] = torch.where(rows.alive[:, None], following, direction)
+        gradient = torch.baddbmm(image @ following.mT, matrices @ following, direction.mT)
+        return (rows.length * rows.size).sum(), gradient
+
+    def _direction(self, index: int, matrices: Tensor) -> Tensor:
+        known = self._directions.get(index)
+        shape = (matrices.shape[0], matrices.shape[2], 1)
+        if known is None:
+            drawn = torch.randn(shape, generator=self._generator, dtype=torch.float64)
+            known = drawn / torch.linalg.vector_norm(drawn, dim=1, keepdim=True)
+        return known.to(matrices)
