@@ -8,7 +8,6 @@ fallen below 5 % of the activation's largest slope (tanh beyond 2.2, sigmoid bey
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from unvanish.torch.probe.buffers import Buffers
+from unvanish.torch.probe.frozen import maker
 from unvanish.torch.probe.graph import Vertex
 
 SATURATING = {"tanh": 1.0, "sigmoid": 0.25, "hardtanh": 1.0, "hardsigmoid": 1 / 6, "relu6": 1.0, "softsign": 1.0}
@@ -35,30 +35,48 @@ DERIVATIVES: dict[str, Callable[[Tensor, Tensor, Tensor], object]] = {
     "Relu": lambda ones, kept, out: _relu(ones, kept, 0, grad_input=out),
 }
 
-_Key = tuple[str, bool, tuple[int, ...], torch.dtype, torch.device, int]
-
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """Which units of one activation were alive on at least one sample, and the share of saturated elements."""
+    """Which units of one activation were alive on at least one sample, and the share of saturated elements.
 
-    alive: Tensor
+    ``peaks[row]`` holds the largest derivative of each unit; the rows around it belong to other activations.
+    """
+
+    peaks: Tensor
+    row: int
     saturated: float | None
     dead: float
 
+    @property
+    def alive(self) -> Tensor:
+        """The units whose derivative was not zero on all samples; one that is not a number is not zero."""
+        return ~(self.peaks[self.row] <= _ZERO)
 
-def units(alive: Tensor, saturated: float | None) -> Units:
-    """Units by their mask; ``dead`` = share of units that were not alive."""
-    return Units(alive, saturated, 1 - int(alive.count_nonzero()) / max(1, alive.numel()))
+
+_units = maker(Units)
+_Kind = tuple[str, bool, tuple[int, ...], torch.dtype, torch.device, int]
+
+
+class _Group:
+    """Activations that wait to be measured together: their values, keys, and the numbers of outputs to be shown."""
+
+    __slots__ = ("keys", "length", "numbers", "values")
+
+    def __init__(self, like: Tensor) -> None:
+        self.length = Buffers.length(like)
+        self.keys: list[int] = []
+        self.numbers: list[int] = []
+        self.values: list[Tensor] = []
 
 
 class UnitQueue:
     """Measures activations; those of equal shape and op together."""
 
-    def __init__(self, outputs: Callable[[list[int], Tensor], None]) -> None:
-        """``outputs`` is shown the kept outputs of ``add_output``, stacked, with the keys given there."""
+    def __init__(self, outputs: Callable[[list[int], Tensor, Tensor], None]) -> None:
+        """``outputs`` is shown the kept outputs of ``add_output``, stacked, with their keys and as much free room."""
         self._show = outputs
-        self._waiting: dict[_Key, list[tuple[int, int, Tensor]]] = defaultdict(list)
+        self._waiting: dict[_Kind, _Group] = {}
         self._done: dict[int, Units] = {}
         self._ones: dict[tuple[object, ...], Tensor] = {}
         self._kept, self._slopes = Buffers(), Buffers()
@@ -75,9 +93,10 @@ class UnitQueue:
 
     def finish(self) -> dict[int, Units]:
         """Measure what still waits and return key -> Units."""
-        for key, group in self._waiting.items():
-            if group:
-                self._flush(key, group)
+        for kind, group in self._waiting.items():
+            if group.keys:
+                self._flush(kind, group)
+        self._waiting.clear()
         self._ones.clear()
         self._kept.clear()
         self._slopes.clear()
@@ -89,9 +108,13 @@ class UnitQueue:
         shape = vertex.shape
         axis = 1 if channel and len(shape) > 2 else len(shape) - 1
         kind = (vertex.op, kept, shape, values.dtype, values.device, axis)
-        group = self._waiting[kind]
-        group.append((key, number, values))
-        if len(group) >= Buffers.length(values):
+        group = self._waiting.get(kind)
+        if group is None:
+            group = self._waiting[kind] = _Group(values)
+        group.keys.append(key)
+        group.numbers.append(number)
+        group.values.append(values)
+        if len(group.keys) == group.length:
             self._flush(kind, group)
 
     def _derivative(self, vertex: Vertex) -> Tensor | None:
@@ -114,39 +137,49 @@ class UnitQueue:
             ones = self._ones[key] = torch.ones((), dtype=dtype, device=device).expand(shape)
         return ones
 
-    def _flush(self, kind: _Key, group: list[tuple[int, int, Tensor]]) -> None:
+    def _flush(self, kind: _Kind, group: _Group) -> None:
         op, kept, *_, axis = kind
         if kept:
             slopes = self._derived(kind, group)
-        elif len(group) == 1:
-            slopes = group[0][2].unsqueeze(0)  # ours already: not copied
+        elif len(group.keys) == 1:
+            slopes = group.values[0].unsqueeze(0)  # ours already: not copied
         else:
-            slopes = self._slopes.stack([values for _, _, values in group])
+            slopes = self._slopes.stack(group.values)
         if op not in _RISING:
             slopes.abs_()
         rest = [dim for dim in range(1, slopes.ndim) if dim != axis + 1]
-        # a derivative that is not a number is not a dead one
-        alive = ~((slopes.amax(dim=rest) if rest else slopes) <= _ZERO)
-        shares: list[float | None] = [None] * len(group)
+        peaks = slopes.amax(dim=rest) if rest else slopes.clone()
+        dead = _dead(peaks)
+        flat: list[float | None] = [None] * len(dead)
         if op in SATURATING:
-            flat = slopes.lt_(_FLAT_SHARE * SATURATING[op]).reshape(len(group), -1)  # in place: 0 and 1 as floats
-            shares = list(flat.mean(dim=1, dtype=torch.float32).tolist())
-        count = alive[0].numel()
-        living = alive.reshape(len(group), -1).count_nonzero(dim=1).tolist()
-        for (key, _, _), mask, share, lived in zip(group, alive.unbind(0), shares, living, strict=True):
-            self._done[key] = Units(mask, share, 1 - lived / count)
-        group.clear()
+            low = slopes.lt_(_FLAT_SHARE * SATURATING[op]).flatten(1)  # in place: 0 and 1 as floats
+            flat = [one / low.shape[1] for one in low.sum(dim=1, dtype=torch.float32).tolist()]
+        for row, key in enumerate(group.keys):
+            self._done[key] = _units(peaks=peaks, row=row, saturated=flat[row], dead=dead[row])
+        group.keys.clear()
+        group.numbers.clear()
+        group.values.clear()
 
-    def _derived(self, kind: _Key, group: list[tuple[int, int, Tensor]]) -> Tensor:
+    def _derived(self, kind: _Kind, group: _Group) -> Tensor:
         """The derivatives of a group of kept outputs, which are shown on the way."""
         op, _, shape, dtype, device, _ = kind
-        outputs = self._kept.stack([values for _, _, values in group])
+        outputs = self._kept.stack(group.values)
         slopes = self._slopes.like(outputs)
+        if min(group.numbers) >= 0:
+            self._show(group.numbers.copy(), outputs, slopes)
+        elif shown := [i for i, number in enumerate(group.numbers) if number >= 0]:
+            self._show([group.numbers[i] for i in shown], outputs[shown], slopes[: len(shown)])
         DERIVATIVES[op.capitalize()](self._one(shape, dtype, device), outputs, slopes)
-        shown = [i for i, (_, number, _) in enumerate(group) if number >= 0]
-        if shown:
-            self._show([group[i][1] for i in shown], outputs if len(shown) == len(group) else outputs[shown])
         return slopes
+
+
+def _dead(peaks: Tensor) -> list[float]:
+    """Per row the share of units whose largest derivative is zero."""
+    rows, count = len(peaks), peaks[0].numel()
+    if float(peaks.amin()) > _ZERO:  # the usual case; with a NaN it is not known
+        return [0.0] * rows
+    flat: list[int] = (peaks <= _ZERO).flatten(1).count_nonzero(dim=1).tolist()
+    return [one / count for one in flat]
 
 
 def readable(vertex: Vertex) -> bool:

@@ -158,16 +158,16 @@ class _Reader:
             below = None if source is None else placed.get(source, _MISSING)
             if below is None:
                 holes = True
-            elif below is _MISSING:
-                return False
-            elif isinstance(below, Vertex):
+            elif type(below) is Vertex:
                 data.append((position, below))
-            elif isinstance(below, tuple):
+            elif type(below) is tuple:
                 parameters += below
+            else:
+                return False
         if data or not parameters or not self._only_weights(stem, node, holes):
-            self.placed[node] = self._vertex(number, stem, node, data, parameters, holes)
+            placed[node] = self._vertex(number, stem, node, data, parameters, holes)
         else:
-            self.placed[node] = parameters
+            placed[node] = parameters
         return True
 
     def _vertex(
@@ -180,10 +180,9 @@ class _Reader:
         holes: bool,
     ) -> Vertex:
         shape, dtype = _output(node)
-        op, kind = ops.classify(node, stem, _carriers(data))
+        op, kind = ops.FIXED.get(stem) or ops.classify(node, stem, _carriers(data))
         vertex = Vertex(node, number, stem, op, kind, shape, dtype, data, parameters, 0, stem in _HIDDEN, not data)
-        reads_batch = holes or stem in _LOOKUPS or not (data or parameters)
-        constant = not reads_batch
+        constant = not holes and stem not in _LOOKUPS and bool(data or parameters)  # else it reads the batch
         for _, source in data:
             source.readers += 1
             constant = constant and source.constant
@@ -198,7 +197,7 @@ class _Reader:
         convolution, embedding or normalisation with parameters below reads data; elementwise ops do when their
         output has more elements than the parameters they read (they were broadcast over a batch).
         """
-        if stem in _LOOKUPS or ops.classify(node, stem, 0)[1] in _READS_DATA:
+        if stem in _LOOKUPS or (stem not in _HIDDEN and ops.classify(node, stem, 0)[1] in _READS_DATA):
             return False
         if not holes:
             return True

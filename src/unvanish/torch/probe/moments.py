@@ -8,12 +8,19 @@ import torch
 from torch import Tensor
 
 from unvanish.torch.probe.buffers import Buffers
+from unvanish.torch.probe.frozen import maker
 from unvanish.torch.probe.norms import dense
 from unvanish.types import Moments
 
 _SMALL = 1 << 16  # bytes: below this the call costs more than the arithmetic, so equal shapes are measured together
 _ALIKE = 0.99  # |mean over the batch| / rms above which a difference of squares would lose digits
 _EXACT = (torch.float32, torch.float64)  # dtypes measured as they are
+_TINY = 1e-14  # the square of a smaller float32 norm has lost digits
+_LIFT = 2.0**100  # brings the smallest float32 number to 1e-15, and _TINY to 1e16
+_STRIDED = torch.strided
+
+_Row = tuple[float, float, float | None]
+_new = maker(Moments)
 
 
 def batch_axis(shape: tuple[int, ...], batch_size: int | None) -> int | None:
@@ -28,10 +35,11 @@ def batch_axis(shape: tuple[int, ...], batch_size: int | None) -> int | None:
 class _Group:
     """The buffer of one kind of tensors, filled row by row."""
 
-    __slots__ = ("buffer", "keys", "rows")
+    __slots__ = ("buffer", "keys", "length", "rows")
 
     def __init__(self, like: Tensor) -> None:
-        self.buffer = torch.empty((Buffers.length(like), *like.shape), dtype=like.dtype, device=like.device)
+        self.length = Buffers.length(like)
+        self.buffer = torch.empty((self.length, *like.shape), dtype=like.dtype, device=like.device)
         self.rows = self.buffer.unbind(0)
         self.keys: list[int] = []
 
@@ -43,12 +51,14 @@ class MomentQueue:
         self.batch_size = batch_size
         self._groups: dict[tuple[object, ...], _Group] = {}
         self._done: dict[int, Moments] = {}
+        self._scratch = Buffers()
 
     def add(self, key: int, tensor: Tensor) -> None:
         """Measure ``tensor`` now if it is large, else a copy of it later (the next op may work in place)."""
-        kind = (tensor.dtype, tensor.shape, tensor.layout, tensor.device)
+        plain = type(tensor) is Tensor and tensor.layout is _STRIDED and not tensor.is_complex()
+        kept = tensor.detach() if plain else dense(tensor)
+        kind = (kept.shape, kept.dtype, kept.device)
         group = self._groups.get(kind)
-        kept = dense(tensor)
         if group is None:
             size = kept.numel() * kept.element_size()
             if size == 0:
@@ -56,29 +66,29 @@ class MomentQueue:
             if size > _SMALL:
                 self._done[key] = measure(kept.unsqueeze(0), self.batch_size)[0]
                 return
-            group = _Group(kept)
-            if tensor.layout is torch.strided:  # others of this shape need not hold as many numbers
-                self._groups[kind] = group
-        group.rows[len(group.keys)].copy_(kept)
-        group.keys.append(key)
-        if len(group.keys) == len(group.rows) or tensor.layout is not torch.strided:
+            group = self._groups[kind] = _Group(kept)
+        keys = group.keys
+        group.rows[len(keys)].copy_(kept)
+        keys.append(key)
+        if len(keys) == group.length:
             self._flush(group)
 
-    def add_stack(self, keys: list[int], stack: Tensor) -> None:
-        """Measure tensors of one shape that lie side by side; they are overwritten."""
-        self._done.update(zip(keys, measure(stack, self.batch_size, ours=True), strict=True))
+    def add_stack(self, keys: list[int], stack: Tensor, scratch: Tensor) -> None:
+        """Measure tensors of one shape that lie side by side; ``scratch`` is overwritten."""
+        self._done.update(zip(keys, measure(stack, self.batch_size, scratch), strict=True))
 
     def finish(self) -> dict[int, Moments]:
-        """Measure what still waits and return everything."""
+        """Measure what still waits, let go of the memory, and return everything."""
         for group in self._groups.values():
             if group.keys:
                 self._flush(group)
         self._groups.clear()
+        self._scratch.clear()
         return self._done
 
     def _flush(self, group: _Group) -> None:
-        length = len(group.keys)
-        self._done.update(zip(group.keys, measure(group.buffer[:length], self.batch_size, ours=True), strict=True))
+        stack = group.buffer if len(group.keys) == group.length else group.buffer[: len(group.keys)]
+        self.add_stack(group.keys, stack, self._scratch.like(stack))
         group.keys.clear()
 
 
@@ -92,74 +102,83 @@ def moments(tensor: Tensor, batch_size: int | None = None) -> Moments:
     return Moments(one.count, one.rms, one.mean, one.batch_std, largest, one.nonfinite)
 
 
-def measure(stack: Tensor, batch_size: int | None, *, ours: bool = False) -> list[Moments]:
+def measure(stack: Tensor, batch_size: int | None, scratch: Tensor | None = None) -> list[Moments]:
     """Moments of tensors of one shape. Float32 throughout, again in float64 for those that leave its range.
 
-    ``ours``: the stack is a buffer that nobody reads afterwards, so that it may be overwritten instead of copied.
+    ``scratch``: room for as much again, where there is some; it saves fresh memory.
     """
     wide = stack if stack.dtype in _EXACT else stack.to(torch.float32)
+    rows = _rows(wide, batch_size, scratch if wide is stack else None)
     count = stack[0].numel()
-    rows = _columns(wide, batch_size)
-    slow = {i: _slow(stack[i], batch_size) for i, row in enumerate(rows) if not 1e-15 < row[0] < 1e15}
-    _tell_apart(rows, wide, batch_size, ours=ours or wide is not stack)
-    return [slow[i] if i in slow else _moments(row, count) for i, row in enumerate(rows)]
+    return [
+        _new(count=count, rms=rms, mean=mean, batch_std=std) if 1e-15 < rms < 1e15 else _slow(stack[i], batch_size)
+        for i, (rms, mean, std) in enumerate(rows)
+    ]
 
 
-def _columns(stack: Tensor, batch_size: int | None) -> list[list[float]]:
-    """(rms, mean, rms of the mean over the batch or NaN) of each tensor in a stack."""
-    length, count = len(stack), stack[0].numel()
-    flat = stack.reshape(length, -1)
+def _rows(stack: Tensor, batch_size: int | None, scratch: Tensor | None) -> list[_Row]:
+    """(rms, mean, standard deviation over the batch) of each tensor in a stack."""
+    flat = stack.flatten(1)
+    count = flat.shape[1]
+    root = math.sqrt(count)
+    norms: list[float] = torch.linalg.vector_norm(flat, dim=1).tolist()
     axis = batch_axis(tuple(stack.shape[1:]), batch_size)
-    norm, root = torch.linalg.vector_norm(flat, dim=1), math.sqrt(count)
     if axis is None:
-        sums = torch.stack([norm, flat.sum(dim=1)], dim=1).tolist()
-        return [[size / root, total / count, math.nan] for size, total in sums]
-    total = stack.sum(dim=axis + 1).reshape(length, -1)
-    columns = torch.stack([norm, total.sum(dim=1), torch.linalg.vector_norm(total, dim=1)], dim=1)
-    spread = math.sqrt(stack.shape[axis + 1] * count)
-    return [[size / root, total / count, centre / spread] for size, total, centre in columns.tolist()]
+        sums: list[float] = flat.sum(dim=1).tolist()
+        return [(norm / root, one / count, None) for norm, one in zip(norms, sums, strict=True)]
+    total = stack.sum(dim=axis + 1).reshape(len(norms), -1)
+    sums, centres = total.sum(dim=1).tolist(), torch.linalg.vector_norm(total, dim=1).tolist()
+    samples = stack.shape[axis + 1]
+    near = _ALIKE * math.sqrt(samples)
+    alike = [i for i, norm in enumerate(norms) if centres[i] > near * norm]
+    stds = [math.sqrt(max(0.0, a * a - b * b / samples)) / root for a, b in zip(norms, centres, strict=True)]
+    if alike:
+        for i, std in zip(alike, _batch_stds(stack, axis + 1, alike, scratch), strict=True):
+            stds[i] = std
+    return [(norm / root, one / count, std) for norm, one, std in zip(norms, sums, stds, strict=True)]
 
 
-def _tell_apart(rows: list[list[float]], stack: Tensor, batch_size: int | None, *, ours: bool) -> None:
-    """Turn the third column, the rms of the mean over the batch, into the standard deviation around it."""
-    alike = [i for i, row in enumerate(rows) if row[2] > _ALIKE * row[0]]
-    for row in rows:
-        row[2] = math.sqrt(max(0.0, row[0] * row[0] - row[2] * row[2])) if row[2] == row[2] else row[2]
-    axis = batch_axis(tuple(stack.shape[1:]), batch_size)
-    if alike and axis is not None:
-        few = 2 * len(alike) < len(stack)
-        stds = _batch_std(stack[alike] if few else stack, axis + 1, ours=ours or few)
-        for place, i in enumerate(alike):
-            rows[i][2] = stds[place if few else i]
-
-
-def _batch_std(stack: Tensor, axis: int, *, ours: bool) -> list[float]:
+def _batch_stds(stack: Tensor, axis: int, wanted: list[int], scratch: Tensor | None) -> list[float]:
     """Root mean square over features of the (biased) standard deviation over the batch, for nearly equal samples.
 
     With the first sample subtracted first: the difference of floats is exact where they are close, while the mean
-    would round away what differs.  In float64 where the first sample stands far out or the squares underflow.
+    would round away what differs.  In float64 where the first sample stands far out.
     """
-    first = stack.narrow(axis, 0, 1)
-    shifted = stack.sub_(first.clone()) if ours else stack - first
-    length, count, samples = len(stack), stack[0].numel(), stack.shape[axis]
-    norm = torch.linalg.vector_norm(shifted.reshape(length, -1), dim=1)
-    total = torch.linalg.vector_norm(shifted.sum(dim=axis).reshape(length, -1), dim=1)
-    pairs = torch.stack([norm, total], dim=1).tolist()
-    squares = [size * size - centre * centre / samples for size, centre in pairs]
-    stds = [math.sqrt(max(0.0, square) / count) for square in squares]
-    for i, (size, _) in enumerate(pairs):
-        if not (squares[i] > 0.1 * size * size > 1e-28):
-            stds[i] = _exact_std(shifted[i], axis - 1)
+    shifted = torch.sub(stack, stack.narrow(axis, 0, 1), out=scratch)
+    root, samples = math.sqrt(stack[0].numel()), stack.shape[axis]
+    near = _sizes(shifted, axis)
+    far = near
+    if any(near[i][0] < _TINY for i in wanted):  # squares may underflow: the same, multiplied by a power of 2
+        far = _sizes(shifted.mul_(_LIFT), axis)
+    stds = []
+    for i in wanted:
+        tiny = near[i][0] < _TINY
+        size, centre = far[i] if tiny else near[i]
+        square = size * size - centre * centre / samples
+        if square > 0.1 * size * size:
+            stds.append(math.sqrt(square) / root / (_LIFT if tiny else 1.0))
+        elif size == 0 and stack.dtype is torch.float32:  # all samples are equal: the lift leaves no other zero
+            stds.append(0.0)
+        else:
+            stds.append(_exact_std(stack[i], axis - 1))
     return stds
 
 
-def _exact_std(shifted: Tensor, axis: int) -> float:
-    """The same of one tensor, centred in float64."""
+def _sizes(shifted: Tensor, axis: int) -> list[tuple[float, float]]:
+    """Of each tensor in a stack: its norm, and the norm of its sum over the batch."""
+    total = shifted.sum(dim=axis).reshape(len(shifted), -1)
+    norms, centres = (torch.linalg.vector_norm(part, dim=1).tolist() for part in (shifted.flatten(1), total))
+    return list(zip(norms, centres, strict=True))
+
+
+def _exact_std(tensor: Tensor, axis: int) -> float:
+    """The same of one tensor, in float64."""
+    wide = tensor.to(torch.float64)
+    shifted = wide - wide.narrow(axis, 0, 1)
     if not shifted.any():
         return 0.0
-    wide = shifted.to(torch.float64)
-    centred = wide.sub_(wide.mean(dim=axis, keepdim=True))
-    return float(torch.linalg.vector_norm(centred)) / math.sqrt(shifted.numel())
+    centred = shifted.sub_(shifted.mean(dim=axis, keepdim=True))
+    return float(torch.linalg.vector_norm(centred)) / math.sqrt(tensor.numel())
 
 
 def _slow(tensor: Tensor, batch_size: int | None) -> Moments:
@@ -169,12 +188,5 @@ def _slow(tensor: Tensor, batch_size: int | None) -> Moments:
     if bad:
         return Moments(tensor.numel(), math.nan, math.nan, None, math.inf, bad)
     scale = float(wide.abs().max()) or 1.0
-    stack = (wide / scale).unsqueeze(0)
-    rows = _columns(stack, batch_size)
-    _tell_apart(rows, stack, batch_size, ours=True)
-    return _moments([value * scale for value in rows[0]], tensor.numel())
-
-
-def _moments(row: list[float], count: int) -> Moments:
-    rms, mean, std = row
-    return Moments(count, rms, mean, None if math.isnan(std) else std)
+    rms, mean, std = _rows((wide / scale).unsqueeze(0), batch_size, None)[0]
+    return Moments(tensor.numel(), rms * scale, mean * scale, None if std is None else std * scale)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,8 +21,13 @@ class Names:
 
 def names_of(model: nn.Module) -> Names:
     """Names of all modules and parameters of a model; shared ones under their first name."""
-    modules = {id(module): clean(name) for name, module in model.named_modules()}
-    parameters = {id(parameter): clean(name) for name, parameter in model.named_parameters()}
+    modules: dict[int, str] = {}
+    parameters: dict[int, str] = {}
+    for name, module in model.named_modules():
+        path = modules[id(module)] = clean(name)
+        for short, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) not in parameters:
+                parameters[id(parameter)] = f"{path}.{short}" if path else short
     return Names(modules, parameters)
 
 
@@ -43,25 +47,33 @@ class Namer:
         self._modules = set(names.modules.values())
         self._parameters = names.parameters
         self._loss_from = max((call.end or 0 for call in scopes.calls if call.level == 0), default=0)
-        self._calls: dict[tuple[str, str], int] = defaultdict(int)
+        self._calls: dict[tuple[str, str], int] = {}
 
     def names(self, graph: Graph, owners: list[Call | None]) -> list[SiteName]:
         """One name per vertex, in forward order."""
         paths: dict[int, str] = {}
         named = []
+        calls = self._calls
         for vertex, owner in zip(graph.vertices, owners, strict=True):
-            parameter = self._weight(vertex)
+            parameter = self._weight(vertex.parameters) if vertex.parameters else None
             path = paths[id(vertex)] = self._path(vertex, owner, parameter, paths)
-            call = self._calls[path, vertex.op]
-            self._calls[path, vertex.op] += not vertex.hidden
+            kind = path, vertex.op
+            call = calls.get(kind, 0)
+            if not vertex.hidden:
+                calls[kind] = call + 1
             outside = owner is None and vertex.number >= self._loss_from > 0
             named.append(SiteName(path, call, parameter, outside))
         return named
 
-    def _weight(self, vertex: Vertex) -> str | None:
-        """Name of the weight: the first parameter with more than one axis, else the first."""
-        known = [self._parameters[p] for p in vertex.parameters if p in self._parameters]
-        return next((name for name in known if not name.endswith("bias")), known[0] if known else None)
+    def _weight(self, parameters: tuple[int, ...]) -> str | None:
+        """Name of the weight: the first parameter that is no bias, else the first."""
+        first = None
+        for parameter in parameters:
+            name = self._parameters.get(parameter)
+            if name is not None and not name.endswith("bias"):
+                return name
+            first = first or name
+        return first
 
     def _path(self, vertex: Vertex, owner: Call | None, parameter: str | None, paths: dict[int, str]) -> str:
         if owner is not None and not owner.parent and owner.name:

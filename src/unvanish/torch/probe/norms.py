@@ -14,29 +14,30 @@ from torch import Tensor
 
 from unvanish.torch.probe.buffers import QUEUE_BYTES, QUEUE_LENGTH, Buffers
 
-_STRIDED, _complex = torch.strided, torch.is_complex
+_STRIDED = torch.strided
 _SAFE = (1e-15, 1e18)  # float32 norms between these are exact to rounding
 _SAFE_WIDE = (1e-140, 1e150)  # the same for float64
 
 
-_Gradients = Tensor | tuple[Tensor | None, ...] | None
+_Gradients = tuple[Tensor | None, ...]
 
 
 class Norms:
-    """Queue of tensors whose L2 norms are wanted; ``add`` returns the slot to read after ``finish``.
-
-    ``waiting`` may also be filled from outside, with a tensor or with a tuple of which the first tensor counts:
-    then the caller flushes.
-    """
+    """Queue of tensors whose L2 norms are wanted, each under the number of a slot."""
 
     def __init__(self) -> None:
-        self.waiting: dict[int, _Gradients] = {}
+        self.nonfinite: dict[int, int] = {}  # slot -> how many NaN and Inf; only slots that have any
+        self._waiting: dict[int, Tensor] = {}
+        self._arrivals: dict[object, dict[int, _Gradients]] = {}
         self._slots = 0
         self._bytes = 0
         self._values: dict[int, float] = {}
-        self.nonfinite: dict[int, int] = {}  # slot -> how many NaN and Inf; only slots that have any
         self._scale = 1.0  # power of 2 that brings what was measured last near 1
         self._buffers = Buffers()
+
+    def __len__(self) -> int:
+        """How many tensors wait."""
+        return len(self._waiting) + sum(map(len, self._arrivals.values()))
 
     def reserve(self, count: int) -> None:
         """Leave the first ``count`` slots to a caller that numbers them itself."""
@@ -55,10 +56,14 @@ class Norms:
 
     def put(self, slot: int, tensor: Tensor) -> None:
         """Queue a tensor for a reserved slot."""
-        self.waiting[slot] = tensor
+        self._waiting[slot] = tensor
         self._bytes += tensor.numel() * tensor.element_size()
-        if self._bytes > QUEUE_BYTES or len(self.waiting) >= QUEUE_LENGTH:
+        if self._bytes > QUEUE_BYTES or len(self._waiting) >= QUEUE_LENGTH:
             self.flush()
+
+    def arrivals(self, kind: object) -> dict[int, _Gradients]:
+        """Slot -> gradients of one shape and dtype, of which the first counts; the caller fills it, then flushes."""
+        return self._arrivals.setdefault(kind, {})
 
     def log(self, slot: int) -> float | None:
         """ln of the norm in this slot: -inf for exactly zero, NaN or inf as met, None where nothing was put."""
@@ -78,31 +83,58 @@ class Norms:
 
     def flush(self) -> None:
         """Measure what waits."""
-        if not self.waiting:
-            return
+        for arrived in self._arrivals.values():
+            if arrived:
+                tensors = _plain(arrived)
+                if tensors is not None:
+                    self._measure(list(arrived), tensors)
+                else:
+                    found = ((slot, _first(given)) for slot, given in arrived.items())
+                    self._waiting.update((slot, tensor) for slot, tensor in found if tensor is not None)
+                arrived.clear()
+        if self._waiting:
+            self._flush_mixed()
+
+    def _flush_mixed(self) -> None:
+        """Measure tensors of any kind, those of equal shape together."""
         groups: dict[tuple[object, ...], tuple[list[int], list[Tensor]]] = {}
-        for slot, given in self.waiting.items():
-            tensor = given if not isinstance(given, tuple) else given[0] if given[0] is not None else _first(given)
-            if tensor is None:
-                continue
-            plain = tensor
-            if type(tensor) is not Tensor or tensor.requires_grad or tensor.layout is not _STRIDED or _complex(tensor):
-                plain = dense(tensor)
+        for slot, tensor in self._waiting.items():
+            plain = dense(tensor)
             kind = (plain.shape, plain.dtype, plain.device)
             group = groups.get(kind)
             if group is None:
                 group = groups[kind] = ([], [])
             group[0].append(slot)
             group[1].append(plain)
-        self.waiting.clear()
+        self._waiting.clear()
         self._bytes = 0
         for slots, tensors in groups.values():
-            measured = norms(tensors, scale=self._scale, buffers=self._buffers)
-            self._scale = _scale(measured[-1])  # what was needed last is needed next
-            self._values.update(zip(slots, measured, strict=True))
+            self._measure(slots, tensors)
+
+    def _measure(self, slots: list[int], tensors: list[Tensor]) -> None:
+        measured = norms(tensors, scale=self._scale, buffers=self._buffers)
+        self._scale = _scale(measured[-1])  # what was needed last is needed next
+        self._values.update(zip(slots, measured, strict=True))
+        if not math.isfinite(sum(measured)):
             for slot, norm, tensor in zip(slots, measured, tensors, strict=True):
                 if not math.isfinite(norm):
                     self.nonfinite[slot] = int((~torch.isfinite(tensor)).sum())
+
+
+def _plain(arrived: dict[int, _Gradients]) -> list[Tensor] | None:
+    """The first gradient of each; None unless all are ordinary tensors on one device."""
+    tensors = []
+    device = None
+    for gradients in arrived.values():
+        tensor = gradients[0]
+        if type(tensor) is not Tensor or tensor.requires_grad or tensor.layout is not _STRIDED or tensor.is_complex():
+            return None
+        if tensor.get_device() != device:
+            if device is not None:
+                return None
+            device = tensor.get_device()
+        tensors.append(tensor)
+    return tensors
 
 
 def _scale(norm: float) -> float:
@@ -149,8 +181,8 @@ def norms(tensors: list[Tensor], *, scale: float = 1.0, buffers: Buffers | None 
         values = _stacked(buffers.stack(tensors), scale)
     else:
         values, scale = _foreach(tensors, torch.float32), 1.0
-    again = [i for i, value in enumerate(values) if not _SAFE[0] < value * scale < _SAFE[1]]
-    if again:
+    if not (_SAFE[0] < min(values) * scale and max(values) * scale < _SAFE[1] and math.isfinite(sum(values))):
+        again = [i for i, value in enumerate(values) if not _SAFE[0] < value * scale < _SAFE[1]]
         for i, value in zip(again, _foreach([tensors[i] for i in again], torch.float64), strict=True):
             values[i] = value
     return values

@@ -7,6 +7,7 @@ these tables is kind "other": measured and reported by its own name, never taken
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Any
 
 from unvanish.vocabulary import Kind
@@ -131,12 +132,13 @@ def stem(node: Any) -> str:
     return known
 
 
+@cache
 def snake(name: str) -> str:
     """``RsqrtBackward0`` as a user would write it: ``rsqrt``."""
     return _CAMEL.sub("_", name.lstrip("_")).lower()
 
 
-_FIXED: dict[str, tuple[str, Kind]] = {  # what the name alone decides
+FIXED: dict[str, tuple[str, Kind]] = {  # what the name alone decides
     **{name: (op, "activation") for name, op in ACTIVATIONS.items() if name not in ("Hardtanh", "Elu", "ClampMin")},
     **dict.fromkeys(LINEAR, ("linear", "linear")),
     **dict.fromkeys(CONVOLUTIONS, ("convolution", "convolution")),
@@ -150,7 +152,7 @@ _FIXED: dict[str, tuple[str, Kind]] = {  # what the name alone decides
 
 def classify(node: Any, name: str, data_inputs: int) -> tuple[str, Kind]:
     """Op and kind of a node that carries data, given how many of its inputs carry data."""
-    known = _FIXED.get(name)
+    known = FIXED.get(name)
     if known is not None:
         return known
     if name in ACTIVATIONS:

@@ -14,7 +14,7 @@ change.  Nothing is kept alive after ``sites``.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -89,17 +89,27 @@ class Probe:
         """Hook the sites in the order of the backward pass; every so many, what has arrived is measured."""
         slots = {id(vertex): index for index, vertex in shown}  # a gradient's slot is the index of where it arrives
         self._norms.reserve(len(self.graph.vertices) if self.graph else 0)
+        rooms: dict[tuple[tuple[int, ...], str], tuple[int, Callable[..., None]]] = {}
+        hooks = self._hooks
         waiting = size = 0
         for index, vertex in reversed(shown):
-            waiting, size = waiting + 1, size + vertex.size
-            full = waiting >= QUEUE_LENGTH or size >= QUEUE_BYTES
-            self._hook_output(index, vertex, full)
-            self._hook_input(index, vertex, slots)
-            if full:
+            kind = vertex.shape, vertex.dtype
+            room = rooms.get(kind)
+            if room is None:
+                room = rooms[kind] = vertex.size, self._norms.arrivals(kind).__setitem__
+            low = vertex.dtype in LOW_PRECISION
+            waiting, size = waiting + 1, size + room[0]
+            # later, and without a Python frame for each, where possible
+            keep: Callable[..., None] = partial(room[1], index)
+            if low or waiting >= QUEUE_LENGTH or size >= QUEUE_BYTES:
+                keep = partial(self._arrived, keep, index if low else None)
                 waiting = size = 0
+            hooks.append(vertex.node.register_prehook(keep))
+            if vertex.data and vertex.kind != "merge":
+                self._hook_input(index, vertex, slots)
 
-    def _show_outputs(self, numbers: list[int], outputs: Tensor) -> None:
-        self.scopes.moments.add_stack(numbers, outputs)
+    def _show_outputs(self, numbers: list[int], outputs: Tensor, scratch: Tensor) -> None:
+        self.scopes.moments.add_stack(numbers, outputs, scratch)
 
     def _look_at_activation(self, index: int, vertex: Vertex) -> None:
         """Queue its derivative, and what it put out where the forward pass has not measured that."""
@@ -111,25 +121,17 @@ class Probe:
         self._units.add(index, vertex, channel)
         self.scopes.observe_saved(vertex)
 
-    def _hook_output(self, index: int, vertex: Vertex, full: bool) -> None:
-        """Measure the gradient that arrives at a site, later and without a Python frame for each where possible."""
-        low = vertex.dtype in LOW_PRECISION
-        keep = partial(self._norms.waiting.__setitem__, index)
-        self._hooks.append(vertex.node.register_prehook(partial(self._arrived, index, low) if full or low else keep))
-
-    def _arrived(self, slot: int, low: bool, gradients: tuple[Tensor | None, ...]) -> None:
-        """Gradients arrived at a site where zeros are counted, or with which as many wait as are measured together."""
-        self._norms.waiting[slot] = gradients
+    def _arrived(self, keep: Callable[..., None], zeros: int | None, gradients: tuple[Tensor | None, ...]) -> None:
+        """As many gradients wait as are measured together, or zeros are to be counted."""
+        keep(gradients)
         self._norms.flush()
-        if low:
+        if zeros is not None:
             gradient = next((g for g in gradients if g is not None), None)
             if gradient is not None and gradient.layout == torch.strided:
-                self._zeros[slot] = 1 - float(gradient.count_nonzero()) / max(1, gradient.numel())
+                self._zeros[zeros] = 1 - float(gradient.count_nonzero()) / max(1, gradient.numel())
 
     def _hook_input(self, index: int, vertex: Vertex, slots: dict[int, int]) -> None:
         """The gradient a site passes on is what arrives at the site below, unless others add to it there."""
-        if vertex.kind == "merge" or not vertex.data:
-            return
         below = vertex.data[0][1]
         while below.hidden and below.isometry and below.readers == 1 and below.data:
             below = below.data[0][1]

@@ -50,15 +50,15 @@ class Call:
 
 def facts(tensor: Tensor) -> TensorFacts:
     """Facts of one tensor; a sparse, fake or wrapped tensor without storage counts as storage 0."""
-    try:
-        storage = tensor.untyped_storage().data_ptr()
+    try:  # without an offset into it, the storage begins where the tensor does, and need not be made an object of
+        storage = tensor.untyped_storage().data_ptr() if tensor.storage_offset() else tensor.data_ptr()
     except (RuntimeError, NotImplementedError):
         storage = 0
     return TensorFacts(storage, tensor.requires_grad)
 
 
 def _all_facts(value: Any) -> tuple[TensorFacts, ...]:
-    return (facts(value),) if isinstance(value, Tensor) else tuple(map(facts, tensors_in(value)))
+    return (facts(value),) if type(value) is Tensor else tuple(map(facts, tensors_in(value)))
 
 
 def tensors_in(value: Any, depth: int = 0) -> Iterator[Tensor]:
@@ -117,9 +117,9 @@ class Scopes:
         opened = self._open
         if opened:
             opened[-1].parent = True
-        trainable = _has_weights(module)
-        call = Call(name, module, _sequence_number(), len(opened), _grad_enabled(), trainable)
-        if trainable:
+        call = Call(name, module, _sequence_number(), len(opened), _grad_enabled())
+        if module._parameters and _has_weights(module):  # most modules have none, and this is asked at every call
+            call.trainable = True
             call.inputs = _all_facts(args[0] if len(args) == 1 else args)
         opened.append(call)
         self.calls.append(call)
@@ -147,27 +147,25 @@ class Scopes:
         calls = [call for call in self.calls if call.end is not None]
         owners: list[Call | None] = [None] * len(numbers)
         stack: list[Call] = []
-        nearest = 0
+        ends: list[int] = []
+        nearest, waiting = 0, len(calls)
         for index in sorted(range(len(numbers)), key=numbers.__getitem__):
             number = numbers[index]
-            while nearest < len(calls) and calls[nearest].start <= number:
+            while nearest < waiting and calls[nearest].start <= number:
                 stack.append(calls[nearest])
+                ends.append(calls[nearest].end or 0)
                 nearest += 1
-            while stack and not _owns(stack[-1], number):
+            while stack and ends[-1] <= number:
                 stack.pop()
-            owners[index] = stack[-1] if stack else None
+                ends.pop()
+            if stack:
+                owners[index] = stack[-1]
         return owners
 
 
 def _has_weights(module: nn.Module) -> bool:
     """Has the module trainable parameters of its own?"""
-    own = module._parameters
-    if own:  # most modules have none, and this is asked at every call
-        for parameter in own.values():
-            if parameter is not None and parameter.requires_grad:
-                return True
+    for parameter in module._parameters.values():  # noqa: SIM110, a generator costs more than all the rest
+        if parameter is not None and parameter.requires_grad:
+            return True
     return False
-
-
-def _owns(call: Call, number: int) -> bool:
-    return call.end is not None and call.start <= number < call.end

@@ -7,10 +7,13 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from unvanish import theory
-from unvanish.torch.probe.activations import Units, units
+from unvanish.torch.probe.activations import Units
+from unvanish.torch.probe.frozen import maker
 from unvanish.torch.probe.graph import Graph, Vertex
 from unvanish.torch.probe.naming import SiteName
 from unvanish.types import Moments, Site
+
+_site = maker(Site)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,32 +33,35 @@ def describe(graph: Graph, names: list[SiteName], measured: Measured) -> tuple[S
     """The sites of a graph in forward order."""
     sources, depths = topology(graph)
     references = _references(graph)
+    forward, out, into = measured.forward.get, measured.log_out.get, measured.log_in.get
+    lived, zeros, bad, counts = measured.units.get, measured.zeros.get, measured.nonfinite.get, measured.counts.get
     sites: list[Site] = []
     for index, vertex in enumerate(graph.vertices):
         if vertex.hidden:
             continue
-        name, unit = names[index], measured.units.get(index)
+        path, call, parameter, outside = names[index]
+        unit, kind = lived(index), vertex.kind
         sites.append(
-            Site(
-                name=name.path,
+            _site(
+                name=path,
                 op=vertex.op,
-                kind="loss" if name.loss and vertex.kind in ("other", "merge") else vertex.kind,
+                kind="loss" if outside and kind in ("other", "merge") else kind,
                 order=len(sites),
                 shape=vertex.shape,
                 dtype=vertex.dtype,
                 depth=depths[index],
-                call=name.call,
+                call=call,
                 inputs=sources[index],
-                parameter=name.parameter,
-                forward=measured.forward.get(vertex.number),
-                log_grad_out=measured.log_out.get(index),
-                log_grad_in=measured.log_in.get(index),
+                parameter=parameter,
+                forward=forward(vertex.number),
+                log_grad_out=out(index),
+                log_grad_in=into(index),
                 reference=references.get(index),
                 dead=None if unit is None else unit.dead,
                 saturated=None if unit is None else unit.saturated,
-                zero_gradient=measured.zeros.get(index),
-                nonfinite_gradient=measured.nonfinite.get(index, 0),
-                normalized_count=measured.counts.get(index),
+                zero_gradient=zeros(index),
+                nonfinite_gradient=bad(index, 0),
+                normalized_count=counts(index),
             )
         )
     return tuple(sites)
@@ -74,9 +80,12 @@ def topology(graph: Graph) -> tuple[list[tuple[int, ...]], list[int]]:
             below = [seen[id(source)] for _, source in vertex.data]
             reads = tuple(dict.fromkeys(o for orders, _ in below for o in orders))
             level = max((depth for _, depth in below), default=0)
-        level += not vertex.hidden
-        seen[id(vertex)] = (reads if vertex.hidden else (order,), level)
-        order += not vertex.hidden
+        if vertex.hidden:
+            seen[id(vertex)] = reads, level
+        else:
+            level += 1
+            seen[id(vertex)] = (order,), level
+            order += 1
         sources.append(reads)
         depths.append(level)
     return sources, depths
@@ -123,10 +132,11 @@ def merge_units(first: tuple[Site, ...], one: dict[int, Units], other: dict[int,
     merged = []
     for site in first:
         a, b = one.get(site.order), other.get(site.order)
-        if a is None or b is None or a.alive.shape != b.alive.shape:
+        if a is None or b is None or a.peaks[0].shape != b.peaks[0].shape:
             merged.append(site)
             continue
-        dead = units(a.alive | b.alive, None).dead
+        alive = a.alive | b.alive
+        dead = 1 - int(alive.count_nonzero()) / max(1, alive.numel())
         share = None if a.saturated is None or b.saturated is None else (a.saturated + b.saturated) / 2
         merged.append(replace(site, dead=dead, saturated=share))
     return tuple(merged)

@@ -16,7 +16,7 @@ from unvanish.torch.probe.scopes import Scopes, tensors_in
 
 _saving_elsewhere = torch._C._autograd._top_saved_tensors_default_hooks
 _KEEP_OUTPUT = frozenset({nn.Tanh, nn.Sigmoid, nn.ReLU})  # their nodes do, so that it can be read later, many at once
-_compiling = torch.compiler.is_compiling
+_compiling, _RNNBase = torch.compiler.is_compiling, nn.RNNBase
 _wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # inside vmap or grad: it has no numbers of its own
 
 
@@ -34,7 +34,7 @@ class Watcher(Scopes):
     def enter(self, module: nn.Module, args: Any) -> Any:
         """Global forward pre-hook."""
         Scopes.enter(self, module, args)
-        if isinstance(module, nn.RNNBase) and id(module) in self.names:
+        if isinstance(module, _RNNBase) and id(module) in self.names:
             return self.times.enter(module, args)
         return None
 
@@ -45,21 +45,21 @@ class Watcher(Scopes):
         Scopes.leave(self, module, args, output)
         if not self._open:
             self.output = output
-        if isinstance(module, nn.RNNBase):
+        if isinstance(module, _RNNBase):
             self.times.leave(module, output)
-        if type(output) is Tensor:
-            if type(module) not in _KEEP_OUTPUT or not output.is_floating_point() or _saving_elsewhere(False):
-                self._measure(output)
-            return
-        for tensor in tensors_in(output):
-            self._measure(tensor)
+        if type(output) is not Tensor:
+            for tensor in tensors_in(output):
+                self._measure(tensor)
+        elif type(module) not in _KEEP_OUTPUT or not output.is_floating_point() or _saving_elsewhere(False):
+            self._measure(output)
 
     def _measure(self, tensor: Tensor) -> None:
         node = tensor.grad_fn
         if node is None or _wrapped(tensor):
             return
         number = node._sequence_nr()
-        if self.claim(number):
+        if number not in self._measured:
+            self._measured.add(number)
             self.moments.add(number, tensor)
 
     def claim(self, number: int) -> bool:
