@@ -162,10 +162,12 @@ def _check(inputs: Any) -> None:
 
 def _untouched(model: nn.Module, seen: set[int], wiring: Wiring) -> tuple[tuple[str, str], ...]:
     """Weights (not biases, scales and the like) that nobody asked to keep and that were left all the same."""
-    used = {name for op in wiring.ops for _, name in op.parameters}
-    used |= {name for op in wiring.ops for _, names in op.computed for name in names}
+    reasons = {
+        name: "reaches the data by way of other tensors" for op in wiring.ops for _, b in op.computed for name in b
+    }
+    reasons |= {name: "belongs to a kind of layer without a rule" for op in wiring.ops for _, name in op.parameters}
     return tuple(
-        (name, "of a kind of layer that has no rule here" if name in used else "not used in this forward pass")
+        (name, reasons.get(name, "does not meet the data in this forward pass"))
         for name, parameter in model.named_parameters()
         if parameter.ndim >= 2 and id(parameter) not in seen
     )

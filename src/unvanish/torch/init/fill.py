@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -49,9 +50,20 @@ def input_from_data(h: Tensor, code: Code | None) -> Input:
     return Input(mean, 1 / rms if rms > 0 else 1.0, mirrored)
 
 
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """Axes of a signal that fills fewer dimensions than there are units: the first ``rank`` columns span it."""
+
+    axes: Tensor
+    rank: int
+
+
 @torch.no_grad()
-def carry(step: Step, given: Input, generator: torch.Generator | None) -> None:
-    """Set weight and bias of a layer in a chain: read x, turn it, write it for the activation behind."""
+def carry(step: Step, given: Input, basis: Basis | None, generator: torch.Generator | None) -> Basis | None:
+    """Set weight and bias of a layer in a chain: read x, turn it, write it for the activation behind.
+
+    Returns the axes of the output's signal where it does not fill all units.
+    """
     layer, target = step.layer, step.target
     layout = layer.layout
     pairs = target.slope is not None
@@ -59,13 +71,14 @@ def carry(step: Step, given: Input, generator: torch.Generator | None) -> None:
     pattern = _to_remove(step, given)
     places = layout.places(patch=_whole_patch(step, columns, pattern))
     width = columns * len(places)
-    turn = semi_orthogonal(layout.groups, rows, width, like=layer.weight, generator=generator)
+    fitting = basis if basis is not None and layout.groups == 1 and width == len(basis.axes) else None
+    turn, after = _turn(layout.groups, rows, width, fitting, layer.weight, generator)
     lift: Tensor | float = 0.0
     if pattern is not None and width > 1:
         pattern = pattern.repeat_interleave(len(places)).to(turn)
-        turn = without_direction(turn, pattern, generator)
+        turn, after = without_direction(turn, pattern, generator) * length_keeping(rows, width), None
         lift = target.beta * pattern / pattern.dot(pattern)
-    turn = target.alpha * given.gain * length_keeping(rows, width) * turn + lift
+    turn = target.alpha * given.gain * turn + lift
     kernels = turn.new_zeros(layout.groups, rows, columns, layout.taps)
     kernels[..., places] = turn.reshape(layout.groups, rows, columns, len(places))
     if given.mirrored:
@@ -75,6 +88,27 @@ def carry(step: Step, given: Input, generator: torch.Generator | None) -> None:
     layout.write(layer.weight, kernels)
     if layer.bias is not None:
         layer.bias.copy_(target.beta - _answer(layer, given.mean))
+    return after
+
+
+def _turn(
+    count: int, rows: int, columns: int, basis: Basis | None, like: Tensor, generator: torch.Generator | None
+) -> tuple[Tensor, Basis | None]:
+    """Semi-orthogonal matrices that keep the signal's root-mean-square, and the axes of what comes out.
+
+    A signal that once went through a narrow layer fills only as many dimensions from there on. Each later layer keeps
+    all of those, where independent random projections would lose some at every change of width.
+    """
+    if rows <= columns and basis is None:
+        return semi_orthogonal(count, rows, columns, like=like, generator=generator), None
+    axes = semi_orthogonal(count, rows, rows, like=like, generator=generator)
+    both, rank = min(rows, columns), columns if basis is None else basis.rank
+    turn = axes[..., :both]
+    if basis is not None:
+        turn = turn @ basis.axes[:, :both].T
+    kept = min(rows, rank) / rank  # of the signal's energy
+    after = Basis(axes[0], rank) if rank < rows and count == 1 else None
+    return turn * math.sqrt(rows / (columns * kept)), after
 
 
 def _to_remove(step: Step, given: Input) -> Tensor | None:

@@ -1,7 +1,8 @@
-"""The layers of a forward pass whose weight may be set, each weight at its first use."""
+"""The layers of a forward pass whose weight may be set, each weight with all its uses."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ class Layer:
         source: op whose output it reads, -1 for the batch.
         place: position of that input among the op's arguments.
         flat: its input has two axes only.
+        shared: the weight is used several times in the pass.
     """
 
     index: int
@@ -41,6 +43,7 @@ class Layer:
     source: int
     place: int
     flat: bool
+    shared: bool
 
     @property
     def axis(self) -> int:
@@ -66,11 +69,11 @@ class Layer:
     @property
     def pairs_outputs(self) -> bool:
         """Whether its output units can be mirrored pairs: an even number, all made of the same inputs."""
-        return self.layout.groups == 1 and self.layout.outputs % 2 == 0
+        return self.layout.groups == 1 and self.layout.outputs % 2 == 0 and not self.shared
 
     def pairs_inputs(self, maker: Layer, way: tuple[str, ...]) -> bool:
         """Whether the two halves of ``maker``'s units arrive as the two halves of this layer's, after ``way``."""
-        if self.layout.groups > 1 or self.layout.inputs % maker.layout.outputs:
+        if self.shared or self.layout.groups > 1 or self.layout.inputs % maker.layout.outputs:
             return False
         turned = any(name in _TURNS for name in way)
         folded = any(name not in _SAME | _TURNS for name in way)
@@ -83,19 +86,26 @@ class Layer:
 
 
 def layers_of(wiring: Wiring, model: nn.Module, kept: set[int]) -> dict[int, Layer]:
-    """Layers by op index: linear maps and convolutions with a plain, trainable weight, at its first use."""
+    """Layers by op index: linear maps and convolutions with a plain, trainable weight, at each of its uses.
+
+    A weight that is first used as something else (an embedding that is the head, too) is not among them.
+    """
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    uses = Counter(id(parameters[name]) for op in wiring.layers() for _, name in op.parameters)
     found: dict[int, Layer] = {}
-    seen = set(kept)
+    taken = set(kept)
     for op in wiring.layers():
-        layer = _layer(op, wiring, parameters, kept)
-        if layer is not None and id(layer.weight) not in seen:
+        layer = _layer(op, wiring, parameters, kept, uses)
+        if layer is not None and id(layer.weight) not in taken:
             found[op.index] = layer
-        seen |= {id(parameters[name]) for _, name in op.parameters}
+        else:
+            taken |= {id(parameters[name]) for _, name in op.parameters}
     return found
 
 
-def _layer(op: Op, wiring: Wiring, parameters: Mapping[str, nn.Parameter], kept: set[int]) -> Layer | None:
+def _layer(
+    op: Op, wiring: Wiring, parameters: Mapping[str, nn.Parameter], kept: set[int], uses: Counter[int]
+) -> Layer | None:
     convolution = op.kind in ("convolution", "transposed_convolution")
     if not convolution and op.name not in _PRODUCTS:
         return None
@@ -108,7 +118,8 @@ def _layer(op: Op, wiring: Wiring, parameters: Mapping[str, nn.Parameter], kept:
     bias = parameters[given] if given is not None and id(parameters[given]) not in kept else None
     source = op.inputs[0]
     flat = source < 0 or len(wiring.ops[source].shape) == 2
-    return Layer(op.index, name, weight, bias, _layout(op, weight), op.kind, source, place, flat)
+    layout, shared = _layout(op, weight), uses[id(weight)] > 1
+    return Layer(op.index, name, weight, bias, layout, op.kind, source, place, flat, shared)
 
 
 def _layout(op: Op, weight: nn.Parameter) -> Layout:

@@ -48,11 +48,12 @@ def lsuv_(
     orthogonal_(model, keep=keep, generator=generator)
     layers = layers_of(trace(model, batch), model, protected(model, keep))
     constant: list[str] = []
+    done: set[int] = set()
 
     def scale(op: Op, args: Any, kwargs: Any, result: Tensor) -> Tensor | None:
-        if op.index not in layers:
+        if op.index not in layers or id(layers[op.index].weight) in done:
             return None
-        # without the bias, which a kept layer may have
+        done.add(id(layers[op.index].weight))
         spread = float(result.detach().to(torch.float64).std())
         if not (math.isfinite(spread) and spread > 0):
             constant.append(layers[op.index].name)

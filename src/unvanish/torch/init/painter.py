@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unvanish.torch.init.fill import Input, carry, input_from_code, input_from_data
+from unvanish.torch.init.fill import Basis, Input, carry, input_from_code, input_from_data
 from unvanish.torch.init.gates import recurrent_, sequence_length
 from unvanish.torch.init.layers import Layer
 from unvanish.torch.init.plan import Plan, Step
@@ -42,6 +42,11 @@ class Painter:
     generator: torch.Generator
     actions: list[Action] = field(default_factory=list)
     seen: set[int] = field(default_factory=set)
+    _bases: dict[int, Basis] = field(default_factory=dict)
+    _waiting: Counter[int] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self._waiting.update(step.maker for step in self.plan.steps.values() if step.maker is not None)
 
     def __call__(self, op: Op, args: Any, kwargs: Any, result: Any) -> Tensor | None:
         """Set the layer that just ran, if the plan has one, and return its new output."""
@@ -63,7 +68,9 @@ class Painter:
         layer = step.layer
         self.seen.add(id(layer.weight))
         if step.role == "chain":
-            carry(step, self._input(step, h), self.generator)
+            basis = self._bases.get(step.maker) if step.maker is not None else None
+            after = carry(step, self._input(step, h), basis, self.generator)
+            self._keep_basis(step, after)
             self.actions.append(_action(step))
             return
         _zero(layer.bias)
@@ -77,6 +84,15 @@ class Painter:
             std = factor * _gain(h) / math.sqrt(layer.layout.fans[0])
             nn.init.normal_(layer.weight, 0, std, generator=self.generator)
         self.actions.append(Action(layer.name, step.role, _WHY[step.role]))
+
+    def _keep_basis(self, step: Step, after: Basis | None) -> None:
+        """For the layers that read this one's signal; forgotten after the last of them, as they may be large."""
+        if after is not None:
+            self._bases[step.layer.index] = after
+        if step.maker in self._bases:
+            self._waiting[step.maker] -= 1
+            if not self._waiting[step.maker]:
+                del self._bases[step.maker]
 
     def _input(self, step: Step, h: Tensor) -> Input:
         layer = step.layer

@@ -69,6 +69,7 @@ class Step:
         source: code of the input, None where it has to be measured.
         measured: the input's length has to be measured, though its code is known (averages shorten it).
         target: code of the activation behind.
+        maker: the layer that made the input's signal, None where that is not known.
         small: factor on the weights of a branch that cannot start at zero: one over the number of branches.
     """
 
@@ -77,6 +78,7 @@ class Step:
     source: Code | None
     measured: bool
     target: Code
+    maker: int | None
     small: float
 
 
@@ -93,7 +95,8 @@ def make_plan(wiring: Wiring, model: nn.Module, kept: set[int], method: Method) 
     """Decide roles, chains and codes."""
     layers = layers_of(wiring, model, kept)
     around = branches(wiring)
-    ends = frozenset(end for branch in around if (end := _last_layer(wiring, branch)) is not None)
+    closed = (branch for branch in around if branch.closed)
+    ends = frozenset(end for branch in closed if (end := _last_layer(wiring, branch)) is not None)
     roles = _roles(wiring, layers, around, ends)
     curves = nonlinearities(wiring, model)
     signals = _follow(wiring, layers, roles, {n.exit: n for n in curves})
@@ -107,13 +110,30 @@ def make_plan(wiring: Wiring, model: nn.Module, kept: set[int], method: Method) 
         source = None if before is None else Code() if before.code is None else codes.get(before.code)
         measured = before is not None and any(name in _AVERAGES for name in before.way)
         target = coded.get(index, Code())
-        steps[index] = Step(layer, roles[index], source, measured, target, 1 / max(1, len(around)))
-    return Plan(steps, tuple(sorted((n for n in lengths.values() if n), reverse=True)), ends)
+        maker = None if before is None else before.layer.index
+        steps[index] = Step(layer, roles[index], source, measured, target, maker, 1 / max(1, len(around)))
+    depths = tuple(sorted((n for n in lengths.values() if n), reverse=True))
+    return Plan(_at_first_use(steps), depths, ends)
+
+
+def _at_first_use(steps: dict[int, Step]) -> dict[int, Step]:
+    """One step for each weight, when it is first used; it suits the last use, as that is what most of them are like."""
+    first: dict[int, int] = {}
+    for index, step in steps.items():
+        first.setdefault(id(step.layer.weight), index)
+    last = {id(step.layer.weight): step for step in steps.values()}
+    return {
+        index: steps[index]
+        if not last[weight].layer.shared
+        else replace(last[weight], layer=steps[index].layer, maker=None)
+        for weight, index in first.items()
+    }
 
 
 def _roles(wiring: Wiring, layers: dict[int, Layer], around: list[Branch], ends: frozenset[int]) -> dict[int, Role]:
     inside = {i for branch in around for i in branch.ops}
-    bent = {end for branch in around if (end := _last_layer(wiring, branch, bent=True)) is not None} - ends
+    closed = (branch for branch in around if branch.closed)
+    bent = {end for branch in closed if (end := _last_layer(wiring, branch, bent=True)) is not None} - ends
     roles: dict[int, Role] = {}
     for index in layers:
         if index in ends:
@@ -237,8 +257,6 @@ def _mirrors(
     if curve.mirror is None or not signal.layer.pairs_outputs:
         return False
     waiting = list(wiring.readers(curve.exit))
-    if not waiting:
-        return False
     while waiting:
         index = waiting.pop()
         if index in layers:

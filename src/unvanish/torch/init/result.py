@@ -13,12 +13,12 @@ LEAST_RANK = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
-    """Signs of life at step 0, between the first and the last activation on one path.
+    """Signs of life at step 0, between the first and the last place on the trunk: activations and residual sums.
 
     Attributes:
-        forward: ln of the last activation's standard deviation over the batch, over the first one's.
+        forward: ln of the last place's standard deviation over the batch, over the first one's.
         backward: ln of the root-mean-square singular value of the Jacobian between the two: what becomes of gradients.
-        separation: standard deviation over the batch divided by root-mean-square, at the last activation.
+        separation: standard deviation over the batch divided by root-mean-square, at the last place.
         rank: stable rank of the Jacobian between the two, the number of directions that get through.
 
     None is "not observed", -inf "exactly zero".
@@ -38,8 +38,7 @@ class Vitals:
                 found.append(f"the {way} {verb}: ln gain {gain:+.1f}, expected within ±{LARGEST_LOG_GAIN:.1f}")
         if self.separation is not None and not self.separation > LEAST_SEPARATION:
             found.append(
-                f"samples look alike at the last activation: separation {self.separation:.2g}, "
-                f"expected above {LEAST_SEPARATION}"
+                f"samples look alike at the end: separation {self.separation:.2g}, expected above {LEAST_SEPARATION}"
             )
         return tuple(found)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unvanish.torch.init.nonlinearities import nonlinearities
+from unvanish.torch.init.residual import branches
 from unvanish.torch.init.result import Vitals
 from unvanish.torch.wiring import Op, Wiring, trace
 
@@ -80,16 +81,22 @@ def vital_signs(model: nn.Module, inputs: Any, wiring: Wiring) -> Vitals:
 
 
 def _ends(wiring: Wiring, model: nn.Module) -> tuple[int, int] | None:
-    """The first nonlinearity, and the last one that it reaches."""
-    exits = {n.exit for n in nonlinearities(wiring, model) if not n.straight}
-    if not exits:
+    """The first place on the trunk behind a nonlinearity or a residual sum, and the last such one that it reaches.
+
+    Not within a residual branch: the gradient need not pass there, and does not where the branch starts at zero.
+    """
+    around = branches(wiring)
+    aside = {i for branch in around for i in branch.ops}
+    places = {n.exit for n in nonlinearities(wiring, model) if not n.straight} | {branch.merge for branch in around}
+    places -= aside
+    if not places:
         return None
-    first, last = min(exits), None
+    first, last = min(places), None
     reached = {first}
     for op in wiring.ops[first + 1 :]:
         if reached.intersection(op.inputs):
             reached.add(op.index)
-            last = op.index if op.index in exits else last
+            last = op.index if op.index in places else last
     return None if last is None else (first, last)
 
 
@@ -112,11 +119,13 @@ def _between(start: Tensor, end: Tensor) -> Vitals:
         vitals = replace(vitals, forward=_log(last[0], first[0]), separation=last[0] / last[1] if last[1] else 0.0)
     if not end.requires_grad:
         return vitals
+    squares = _squares(start, end)
+    width = min(start.numel(), end.numel()) / len(start)
+    vitals = replace(vitals, backward=_log(float((squares.mean() / width).sqrt()), 1.0))
     try:
-        backward, rank = _jacobian(start, end)
-    except RuntimeError:  # an op without (second) derivative: not observed
+        return replace(vitals, rank=_stable_rank(start, end, squares))
+    except RuntimeError:  # an op without second derivative, such as fused attention: not observed
         return vitals
-    return replace(vitals, backward=backward, rank=rank)
 
 
 def _spread(x: Tensor) -> tuple[float, float] | None:
@@ -133,30 +142,35 @@ def _log(numerator: float, denominator: float) -> float:
     return math.log(numerator) - math.log(denominator)
 
 
-def _jacobian(start: Tensor, end: Tensor) -> tuple[float, float | None]:
-    """ln of the root-mean-square singular value, by random cotangents; stable rank with the largest, by power steps."""
+def _squares(start: Tensor, end: Tensor) -> Tensor:
+    """Squared Frobenius norm of each sample's Jacobian, by random cotangents."""
     generator = torch.Generator().manual_seed(0)
-
-    def noise(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=generator).to(like)
-
     squares = torch.zeros(len(start), dtype=torch.float64, device=start.device)
     for _ in range(_PROBES):
-        (row,) = torch.autograd.grad(end, start, noise(end), retain_graph=True)
+        (row,) = torch.autograd.grad(end, start, _noise(end, generator), retain_graph=True)
         squares += _square(row) / _PROBES
-    width = min(start.numel(), end.numel()) / len(start)
-    backward = _log(float((squares.mean() / width).sqrt()), 1.0)
+    return squares
+
+
+def _stable_rank(start: Tensor, end: Tensor, squares: Tensor) -> float | None:
+    """Mean over samples of the squared Frobenius norm over the largest squared singular value, by power steps.
+
+    J v is the derivative, with respect to the cotangent, of the vector-Jacobian product.
+    """
     seed = torch.zeros_like(end, requires_grad=True)
     (pulled,) = torch.autograd.grad(end, start, seed, create_graph=True)
-    direction = noise(start)
+    direction = _noise(start, torch.Generator().manual_seed(1))
     largest = torch.zeros_like(squares)
     for _ in range(_POWER_STEPS):
         (pushed,) = torch.autograd.grad(pulled, seed, _unit(direction), retain_graph=True)
         largest = _square(pushed)
         (direction,) = torch.autograd.grad(end, start, _unit(pushed), retain_graph=True)
     alive = (largest > 0) & torch.isfinite(largest) & torch.isfinite(squares)
-    rank = float((squares[alive] / largest[alive]).mean()) if bool(alive.any()) else None
-    return backward, rank
+    return float((squares[alive] / largest[alive]).mean()) if bool(alive.any()) else None
+
+
+def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator).to(like)
 
 
 def _square(x: Tensor) -> Tensor:
