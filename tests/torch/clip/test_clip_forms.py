@@ -62,11 +62,11 @@ def test_module_names_generator_list_and_single_tensor(clip: Clip) -> None:
     layer.weight.data.zero_()
     ways: list[Callable[[], Any]] = [
         lambda: layer,
-        lambda: layer.parameters(),
-        lambda: layer.named_parameters(),
+        layer.parameters,
+        layer.named_parameters,
         lambda: [layer.weight],
         lambda: layer.weight,
-        lambda: {"w": layer.weight}.items(),
+        {"w": layer.weight}.items,
     ]
     after = []
     for way in ways:
@@ -224,6 +224,30 @@ def test_mixed_dtypes_share_one_norm() -> None:
     for parameter in params:
         assert float(parameter.grad.abs().max()) == pytest.approx(1 / math.sqrt(18), rel=5e-3)
     assert [parameter.grad.dtype for parameter in params[:4]] == kinds
+
+
+@every
+def test_mixed_dtypes_and_nothing_else(clip: Clip) -> None:
+    kinds = [torch.float64, torch.float16, torch.bfloat16, torch.float32, torch.complex64, torch.complex128]
+    for bound, clipped in ((100.0, 0), (1e-2, 6)):
+        params = parameters(*(torch.full((2, 4), 3.0, dtype=dtype) for dtype in kinds))
+        report = clip(params, bound)
+        assert (report.tensors, report.clipped) == (6, clipped)
+        assert report.norm == pytest.approx(3 * math.sqrt(48), rel=1e-6)
+        assert [parameter.grad.dtype for parameter in params] == kinds
+        assert all((float(parameter.grad.abs().max()) < 0.1) == bool(clipped) for parameter in params)
+
+
+@every
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1.0, 1e30])
+def test_devices_without_float64(clip: Clip, size: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Apple's: what needs float64 goes to the host."""
+    grad = torch.tensor([[3.0, -4.0], [0.1, 0.2]]) * size
+    wanted, got = parameters(grad.clone()), parameters(grad.clone())
+    report = clip(wanted, 1e-3)
+    monkeypatch.setattr("unvanish.torch.clip.norms._NO_DOUBLE", ("cpu",))
+    assert clip(got, 1e-3) == report
+    torch.testing.assert_close(got[0].grad, wanted[0].grad)
 
 
 @every

@@ -1,4 +1,4 @@
-"""AutoClip against NumPy's percentile over the window, ZClip against the paper's formulas, and what must not poison them."""
+"""AutoClip against NumPy's percentile over the window, ZClip against the paper, what must not poison them."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ LAYERS: list[tuple[str, Callable[[], nn.Module], Callable[[Tensor], Slices]]] = 
     ("LayerNorm", lambda: nn.LayerNorm(7), rows),
     ("LayerNorm of two axes", lambda: nn.LayerNorm((3, 4)), rows),
     ("BatchNorm", lambda: nn.BatchNorm2d(7), rows),
-    ("PReLU", lambda: nn.PReLU(), rows),
+    ("PReLU", nn.PReLU, rows),
 ]
 
 
@@ -137,9 +137,9 @@ def test_optax_published_property() -> None:
 def test_bare_and_named_parameters_fall_back_to_rows() -> None:
     layer = nn.ConvTranspose1d(3, 4, 2, bias=False)
     grads = []
-    for given in (layer, layer.parameters(), layer.named_parameters()):
+    for way in (layer, layer.parameters(), layer.named_parameters()):
         layer.weight.grad = torch.arange(24.0).view(3, 4, 2)
-        clip_grad_unit_norm_(given, 0.01)
+        clip_grad_unit_norm_(way, 0.01)
         grads.append(layer.weight.grad)
     assert torch.equal(grads[1], grads[2])
     assert not torch.equal(grads[0], grads[1])

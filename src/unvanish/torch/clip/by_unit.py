@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from unvanish.torch.clip.gradients import Parameters
-from unvanish.torch.clip.norms import to_host
+from unvanish.torch.clip.norms import double, to_host
 from unvanish.torch.clip.report import ClipReport, NonFinite
 from unvanish.torch.clip.scaling import scale_units_
 from unvanish.torch.clip.survey import survey
 from unvanish.torch.clip.unit_norms import UnitNorms, weight_norms
 from unvanish.torch.clip.units import units_in
 
-_TINY = 1e-12  # bounds above this are not touched by squares that underflow
+_TINY = 1e-12  # between this and its inverse, float32 has all bounds, and no norm that counts underflows
 
 
 @torch.no_grad()
@@ -65,19 +65,19 @@ def clip_grad_unit_norm_(
     """
     _check("ratio", ratio)
     _check("eps", eps)
-    tiny = min(eps, ratio * eps) < _TINY
-    measure = UnitNorms(units_in(parameters) if isinstance(parameters, nn.Module) else {}, always_exact=tiny)
+    extreme = not all(_TINY < value < 1 / _TINY for value in (ratio, eps, ratio * eps))
+    measure = UnitNorms(units_in(parameters) if isinstance(parameters, nn.Module) else {}, always_exact=extreme)
     gradients, report = survey(parameters, nonfinite, measure)
     if report.skipped or not gradients:
         return report
     weights = [
-        weight_norms(gradient, units, exact=tiny) for gradient, units in zip(gradients, measure.units, strict=True)
+        weight_norms(gradient, units, exact=extreme) for gradient, units in zip(gradients, measure.units, strict=True)
     ]
     bounds = list(torch._foreach_clamp_min(weights, eps))
     torch._foreach_mul_(bounds, ratio)
     clipped = 0
     for at in _above(measure.norms, bounds):
-        factors = bounds[at].double() / measure.norms[at].double()
+        factors = double(bounds[at]) / double(measure.norms[at])
         scale_units_(measure.units[at].view(gradients[at].data), factors.clamp(max=1.0))
         gradients[at].commit()
         clipped += 1
@@ -87,7 +87,9 @@ def clip_grad_unit_norm_(
 def _above(norms: list[Tensor], bounds: list[Tensor]) -> list[int]:
     """Numbers of the gradients in which a unit is above its bound."""
     filled = [at for at, norm in enumerate(norms) if norm.numel()]  # a process's part may be empty
-    excess = torch._foreach_div([norms[at] for at in filled], [bounds[at] for at in filled]) if filled else ()
+    if not filled:
+        return []
+    excess = torch._foreach_div([norms[at] for at in filled], [bounds[at] for at in filled])
     return [at for at, most in zip(filled, to_host(list(torch._foreach_max(excess))), strict=True) if most > 1]
 
 

@@ -40,13 +40,10 @@ def _multiply_(tensors: list[Tensor], factor: float) -> None:
 def scale_units_(data: Tensor, factors: Tensor) -> None:
     """Multiply by factors of at most 1 that broadcast, given in float64."""
     first = factors.clamp(min=_SAFE[0])
-    data.mul_(first.to(_arithmetic(data.dtype)))
+    arithmetic = torch.float64 if data.dtype == torch.float64 else torch.float32
+    data.mul_(first.to(data.device, arithmetic))
     if bool((first > factors).any()):
-        data.mul_((factors / first).to(_arithmetic(data.dtype)))
-
-
-def _arithmetic(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+        data.mul_((factors / first).to(data.device, arithmetic))
 
 
 def _factors(target: float, norm: float) -> list[float]:

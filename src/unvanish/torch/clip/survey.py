@@ -15,35 +15,6 @@ from unvanish.torch.clip.shards import Shards, combine
 Measure = Callable[[list[Gradient]], None]
 
 
-def survey(
-    parameters: Parameters, nonfinite: NonFinite, measure: Measure | None = None
-) -> tuple[list[Gradient], ClipReport]:
-    """All gradients with their norms, and the report as it stands before clipping.
-
-    Args:
-        parameters: as the user gave them.
-        nonfinite: what to do about NaN and Inf.
-        measure: fills in ``norm`` and ``nonfinite`` of all gradients.
-
-    Raises:
-        ValueError: an entry is NaN or Inf and ``nonfinite`` is "raise"; a gradient has no numbers.
-    """
-    check_policy(nonfinite)
-    measure = measure or measure_norms
-    gradients = gather(parameters)
-    measure(gradients)
-    bad = sum(gradient.nonfinite for gradient in gradients)
-    if bad and nonfinite == "raise":
-        raise ValueError(_complaint(gradients))
-    if bad and nonfinite == "zero":
-        _zero(gradients)
-        measure(gradients)
-    norm = math.hypot(*(gradient.norm for gradient in gradients))
-    zero = sum(gradient.norm == 0 for gradient in gradients)
-    skipped = bad > 0 and nonfinite == "skip"
-    return gradients, ClipReport(norm, len(gradients), zero=zero, nonfinite=bad, skipped=skipped)
-
-
 def by_kind(gradients: Iterable[Gradient]) -> list[list[Gradient]]:
     """Groups of one device and dtype."""
     groups: dict[tuple[torch.device, torch.dtype], list[Gradient]] = {}
@@ -65,6 +36,34 @@ def measure_norms(gradients: list[Gradient]) -> None:
                 gradient.norm = exact_norm(gradient.data)
                 gradient.nonfinite = 0 if math.isfinite(gradient.norm) else count_nonfinite(gradient.data)
     add_up_parts([(gradient, gradient.shards) for gradient in gradients])
+
+
+def survey(
+    parameters: Parameters, nonfinite: NonFinite, measure: Measure = measure_norms
+) -> tuple[list[Gradient], ClipReport]:
+    """All gradients with their norms, and the report as it stands before clipping.
+
+    Args:
+        parameters: as the user gave them.
+        nonfinite: what to do about NaN and Inf.
+        measure: fills in ``norm`` and ``nonfinite`` of all gradients.
+
+    Raises:
+        ValueError: an entry is NaN or Inf and ``nonfinite`` is "raise"; a gradient has no numbers.
+    """
+    check_policy(nonfinite)
+    gradients = gather(parameters)
+    measure(gradients)
+    bad = sum(gradient.nonfinite for gradient in gradients)
+    if bad and nonfinite == "raise":
+        raise ValueError(_complaint(gradients))
+    if bad and nonfinite == "zero":
+        _zero(gradients)
+        measure(gradients)
+    norm = math.hypot(*(gradient.norm for gradient in gradients))
+    zero = sum(gradient.norm == 0 for gradient in gradients)
+    skipped = bad > 0 and nonfinite == "skip"
+    return gradients, ClipReport(norm, len(gradients), zero=zero, nonfinite=bad, skipped=skipped)
 
 
 def check_numbers(gradient: Gradient) -> None:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from unvanish.torch.clip.norms import double
+
 
 @dataclass(frozen=True, slots=True)
 class Units:
@@ -36,11 +38,11 @@ class Units:
             wide = viewed if viewed.dtype == torch.float64 else viewed.float()
             norms: Tensor = torch.linalg.vector_norm(wide, dim=axes, keepdim=True)
             return norms
-        wide = viewed.double()
+        wide = double(viewed)
         peak = wide.abs().amax(dim=axes, keepdim=True) if wide.numel() else wide.new_ones(())
         peak = torch.where((peak > 0) & peak.isfinite(), peak, 1.0)
         norms = torch.linalg.vector_norm(wide / peak, dim=axes, keepdim=True)
-        return peak * norms
+        return (peak * norms).to(viewed.device, torch.float32 if wide.device != viewed.device else torch.float64)
 
 
 ROWS = Units()
