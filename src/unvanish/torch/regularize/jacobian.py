@@ -38,7 +38,7 @@ class JacobianRegularizer:
         ...     loss = model(torch.ones(8, 4)).square().mean()
         >>> (loss + 0.005 * jacobian.penalty()).backward()
 
-    Source: Hoffman, Roberts and Yaida 2019, arXiv:1908.02729, section 2.3 and algorithm 1.
+    Source: Hoffman, Roberts and Yaida 2019, Robust learning with Jacobian regularization, algorithm 1.
     """
 
     def __init__(self, model: nn.Module, projections: int = 1, *, seed: int = 0) -> None:
@@ -81,13 +81,13 @@ class JacobianRegularizer:
             gradients = torch.autograd.grad(
                 rows, self._inputs, self._directions(rows), create_graph=True, allow_unused=True
             )
-            total = total + sum((g.square().sum() for g in gradients if g is not None), start=rows.new_zeros(()))
-        share: float = rows.shape[1] / (self._projections * rows.shape[0])
-        return total * share
+            total = torch.stack([total, *(g.square().sum() for g in gradients if g is not None)]).sum()
+        return total.mul(rows.shape[1] / (self._projections * rows.shape[0]))
 
     def _directions(self, rows: Tensor) -> Tensor:
         drawn = torch.randn(rows.shape, generator=self._generator, dtype=torch.float64)
-        return (drawn / torch.linalg.vector_norm(drawn, dim=1, keepdim=True)).to(rows)
+        unit: Tensor = drawn / torch.linalg.vector_norm(drawn, dim=1, keepdim=True)
+        return unit.to(rows)
 
     def _enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._inputs = []

@@ -97,7 +97,7 @@ class SpectralIsometry(_Orthogonality):
         >>> round(penalty.item(), 4)  # 2^2 - 1
         3.0
 
-    Source: Bansal, Chen and Wang 2018, Can we gain more from orthogonality regularizations, section 3.4, equation 6.
+    Source: Bansal, Chen and Wang 2018, Can we gain more from orthogonality regularizations, section 3.4.
     """
 
     def __init__(self, model: nn.Module, *, seed: int = 0) -> None:
