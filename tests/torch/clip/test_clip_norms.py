@@ -223,6 +223,28 @@ def test_floor_raises_without_turning() -> None:
     assert float(cosine) == pytest.approx(1, abs=1e-12)
 
 
+def test_floor_rescues_the_first_layers_of_a_deep_sigmoid_network() -> None:
+    torch.manual_seed(0)
+    depth = 40
+    layers = [module for _ in range(depth) for module in (nn.Linear(8, 8), nn.Sigmoid())]
+    model = nn.Sequential(*layers, nn.Linear(8, 1))
+    exact = nn.Sequential(*(type(m)(8, 8) if isinstance(m, nn.Linear) else m for m in layers), nn.Linear(8, 1)).double()
+    exact.load_state_dict(model.state_dict())
+    batch = torch.randn(16, 8)
+    model(batch).square().mean().backward()
+    exact(batch.double()).square().mean().backward()
+    first, wanted = model[0].weight, exact[0].weight.grad.flatten()
+    assert 0 < norm_of(first.grad) < 1e-25, "torch's own norm of it is 0"
+    healthy = Untouched([model[-1].weight])
+    report = clip_grad_tensor_norm_(model, floor=1e-3)
+    assert report.raised > depth
+    assert report.zero == report.clipped == 0
+    healthy.check()
+    assert all(norm_of(parameter.grad) >= 0.999e-3 for parameter in model.parameters())
+    cosine = torch.dot(first.grad.double().flatten(), wanted) / (norm_of(first.grad) * wanted.norm())
+    assert float(cosine) == pytest.approx(1, abs=1e-5)
+
+
 def test_floor_leaves_zero_zero_and_counts_it() -> None:
     params = parameters(torch.zeros(3), torch.tensor([1e-20]), torch.tensor([2.0]))
     watch = Untouched([params[0], params[2]])

@@ -13,6 +13,10 @@ All read the gradients once, write nothing where nothing is clipped, are right f
 NaN and Inf by naming the parameter, and return a ``ClipReport`` with the true norm.  Call them between ``backward()``
 and ``optimizer.step()``, on a module, on named parameters, or on parameters.
 
+Distributed tensors (FSDP2, tensor parallel) have the norm of the whole, on any number of meshes, mixed with plain ones.
+Plain tensors are taken to be the same in every process, as under DDP; the flat parameters of FSDP1 and the stages of a
+pipeline are not, and get the norm of what this process holds.
+
 The numbers that decide come to the host in one transfer per device and dtype, so on an accelerator a call waits for
 the backward pass: who does not know the norm cannot leave the gradients unwritten.
 """

@@ -51,7 +51,7 @@ def clip_grad_tensor_norm_(
         (tensor([0.6000, 0.8000]), tensor([10.]))
 
     Source: the upper bound per tensor is Keras' ``clipnorm``; the ratio of floor to norm is the layer-wise
-    normalisation of You et al. 2017 (LARS, section 4) without the weights' norm.
+    normalisation of You, Gitman & Ginsburg 2017 (LARS) without the norm of the weights.
     """
     check_maximum(maximum)
     _check_floor(floor, maximum)
@@ -80,7 +80,8 @@ def clip_grad_global_norm_(
 
     With a ``floor``, no gradient but an exactly zero one ends below it, and the norm of all still is at most
     ``maximum``: :math:`\lVert g_i \rVert \leftarrow \max(\text{floor}, c \lVert g_i \rVert)` with the largest
-    :math:`c \le 1` that allows it.  What a floor cannot do is told under ``clip_grad_tensor_norm_``.
+    :math:`c \le 1` that allows it.  What a floor cannot do is told under ``clip_grad_tensor_norm_``.  Entries that
+    clipping brings below the smallest number of their dtype become 0: in float16 that is 6e-8.
 
     Args:
         parameters: a module, ``(name, tensor)`` pairs, tensors, or one tensor; any shape, dtype, device.

@@ -61,7 +61,7 @@ def clip_grad_unit_norm_(
                 [0.0000, 0.0100]])
 
     Source: Brock, De, Smith & Simonyan 2021, *High-Performance Large-Scale Image Recognition Without Normalization*,
-    section 4.1.
+    section 4.
     """
     _check("ratio", ratio)
     _check("eps", eps)

@@ -44,7 +44,7 @@ def clip_grad_value_(
         >>> weight.grad
         tensor([-1.0000,  0.5000,  1.0000])
 
-    Source: Mikolov 2012, *Statistical language models based on neural networks* (thesis), section 3.2.2.
+    Source: Mikolov 2012, *Statistical language models based on neural networks* (thesis), chapter 3.
     """
     low = -maximum if minimum is None else minimum
     _check(low, maximum)

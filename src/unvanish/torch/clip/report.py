@@ -17,7 +17,8 @@ class ClipReport:
         norm: L2 norm of all gradients together before clipping; with ``nonfinite="zero"`` of the finite entries, with
             ``"skip"`` NaN or inf where an entry is.
         tensors: gradients seen; shared ones count once, empty ones and None not at all.
-        clipped: gradients of which something was made smaller.
+        clipped: gradients of which something was made smaller; of a distributed one, this process's part counts where
+            entries or units are clipped.
         raised: gradients that were raised to the floor.
         zero: gradients that are exactly 0: they have no direction, so no floor can raise them.
         nonfinite: entries that were NaN or Inf.

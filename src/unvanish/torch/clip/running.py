@@ -118,7 +118,7 @@ class ZClip:
         >>> weight.grad
         tensor([1.0006])
 
-    Source: Kumar, Owen, Chowdhury & Guera 2025, *ZClip: adaptive spike mitigation for LLM pre-training*, section 3.
+    Source: Kumar, Owen, Chowdhury & Guera 2025, *ZClip: adaptive spike mitigation for LLM pre-training*.
     """
 
     def __init__(
