@@ -8,8 +8,8 @@ m = v = 0 and a large ``step`` their update number t under a constant gradient i
 .. math:: \mathrm{lr}\,\frac{1 - \beta_1^t}{\sqrt{1 - \beta_2^t}}
 
 which is 3.2 lr at first and at most 6.6 lr (t = 12) for betas (0.9, 0.999), instead of lr; RMSprop makes at most
-:math:`1/\sqrt{1-\rho}` lr.  That is bounded.  To keep v would be worse: after the large gradients that killed a unit, it
-would hold the new one nearly still for some :math:`1/(1-\beta_2)` steps.
+:math:`1/\sqrt{1-\rho}` lr.  That is bounded.  To keep v would be worse: after the large gradients that killed a unit,
+it would hold the new one nearly still for some :math:`1/(1-\beta_2)` steps.
 """
 
 from __future__ import annotations

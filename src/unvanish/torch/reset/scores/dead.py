@@ -33,7 +33,7 @@ class Dead(AbstractScore):
     name: ClassVar[str] = "dead"
     reason: ClassVar[str] = "its derivative was zero on every sample seen"
     zero: float = 1e-6
-    patience: int = 3
+    patience: int = 5
 
     def __post_init__(self) -> None:
         check_count("Dead", "patience", self.patience)

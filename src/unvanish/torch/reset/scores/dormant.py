@@ -27,7 +27,7 @@ class Dormant(AbstractScore):
     A saturated unit has a large |h| and never counts as dormant: use :class:`Saturated` for it.  Where a whole layer is
     silent, all of its units are dormant; ``max_share`` of UnitReset keeps them from being reset at once.
 
-    Source: Sokar et al. 2023, "The Dormant Neuron Phenomenon in Deep Reinforcement Learning" (ReDo), definition 3.1.
+    Source: Sokar et al. 2023, "The Dormant Neuron Phenomenon in Deep Reinforcement Learning" (ReDo).
 
     Attributes:
         tau: threshold, 0.025 in the paper's main results, 0 to 0.1 in its ablations.
