@@ -31,7 +31,7 @@ def gradcheck(
     module's own computation :math:`y = f(x)` (the modules that it calls are stood in for by what they returned) is
     checked along random directions :math:`d` with random cotangents :math:`c` of length one:
 
-    .. math:: \frac{|\langle J^T c, d \rangle - \langle c, D f(x)[d] \rangle|}{\text{scale}} \le 10^{-6},\qquad
+    .. math:: \frac{|\langle J^T c, d \rangle - \langle c, D f(x)[d] \rangle|}{\text{scale}} \le 10^{-7},\qquad
               D f(x)[d] \text{ by central differences with } h \text{ and } h/2 \text{, extrapolated.}
 
     Kinks (ReLU, max-pooling) are recognised and left out; dropout gets the same random numbers each time; buffers,

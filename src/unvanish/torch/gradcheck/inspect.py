@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from unvanish.torch.gradcheck.directional import BackwardError, Probe
 from unvanish.torch.gradcheck.locate import worst_entry
 from unvanish.torch.gradcheck.results import Failure, GradientCheck, LossCheck, ModuleCheck, Skipped
-from unvanish.torch.gradcheck.units import Unit
+from unvanish.torch.gradcheck.units import ForwardError, Unit
 from unvanish.torch.gradcheck.verdict import Judgement, judge
 
 _SEED = 0
@@ -50,22 +52,23 @@ class Report:
 
 def inspect(unit: Unit, report: Report) -> bool:
     """Check one piece; False where its derivative is wrong."""
-    if any(bool(torch.isnan(held.data).any()) for held in unit.inputs):
-        report.skip(unit, "its input is NaN already")
-        return True
+    ill = any(_has_nan(held.data) for held in unit.inputs)
     try:
-        probe = Probe(unit, torch.Generator().manual_seed(_SEED))
-    except Exception as error:  # the user's code, in a precision it was not written for
-        report.skip(unit, f"it does not run in float64: {_said(error)}")
+        probe = Probe(unit.without_nan() if ill else unit, torch.Generator().manual_seed(_SEED))
+    except ForwardError as error:
+        report.skip(unit, f"it does not run in float64: {said(error)}")
         return True
     report.seen.update(id(leaf.parameter) for leaf in probe.leaves if leaf.parameter is not None)
-    if not probe.judgeable:
+    if not probe.judgeable and not ill:
         reason = "nothing in it needs a gradient" if probe.outputs else "it only calls other modules"
         report.skip(unit, reason, trivial=True)
         return True
-    if any(bool(torch.isnan(y).any()) for y in probe.values):
+    if any(map(_has_nan, probe.values)):
         report.fail(Failure(unit.module, unit.kind, "output", "NaN comes out, and none went in"))
         return False
+    if ill:
+        report.skip(unit, "its input is NaN already")
+        return True
     return _judged(unit, probe, report)
 
 
@@ -74,17 +77,18 @@ def _judged(unit: Unit, probe: Probe, report: Report) -> bool:
         found = judge(probe)
     except BackwardError as error:
         return _backward_raised(unit, error, report)
-    except Exception as error:
-        report.skip(unit, f"it could not be run again with inputs moved a little: {_said(error)}")
+    except ForwardError as error:
+        report.skip(unit, f"it could not be run again with inputs moved a little: {said(error)}")
         return True
     if found.whole.right is not True and _restless(probe):
         report.skip(unit, "it gives another output at each call, with the same inputs and random numbers")
         return True
-    _tell(unit, probe, found, report)
+    tell(unit, probe, found, report)
     return not found.wrong
 
 
-def _tell(unit: Unit, probe: Probe, found: Judgement, report: Report) -> None:
+def tell(unit: Unit, probe: Probe, found: Judgement, report: Report) -> None:
+    """Write down what was found."""
     best = found.whole.best
     if found.wrong or found.whole.right:
         report.check(
@@ -92,15 +96,16 @@ def _tell(unit: Unit, probe: Probe, found: Judgement, report: Report) -> None:
         )
     for k in found.wrong[:_MOST_TENSORS]:
         report.fail(_failure(unit, probe, k))
+    if best.adrift:
+        report.cut = True
+        report.skip(unit, "an output moves with its inputs but carries no gradient (a detach?)")
     for k in found.cut:
         report.cut = True
         name = probe.leaves[k].name
         report.skip(unit, f"no gradient flows back to {name}, on which its output depends (a detach?)")
     for leaf in probe.leaves:
         if leaf.excused:
-            report.skip(
-                unit, f"the gradient by {leaf.name} is no derivative: scale_grad_by_freq divides it"
-            )
+            report.skip(unit, f"the gradient by {leaf.name} is no derivative: scale_grad_by_freq divides it")
     for k in found.untold:
         name = probe.leaves[k].name
         report.skip(unit, f"the derivative by {name} could not be told: too small beside rounding, or no smooth place")
@@ -119,17 +124,16 @@ def _failure(unit: Unit, probe: Probe, k: int) -> Failure:
 
 
 def _backward_raised(unit: Unit, error: BackwardError, report: Report) -> bool:
-    cause = error.__cause__
-    assert isinstance(cause, Exception), "raised from what the user's backward raised"
-    if "heckpoint" in str(cause):
+    if "heckpoint" in said(error):
         report.skip(unit, "a reentrant checkpoint cannot be differentiated in part: set use_reentrant=False")
         return True
-    report.fail(Failure(unit.module, unit.kind, "input", f"backward raises, run in float64: {_said(cause)}"))
+    report.fail(Failure(unit.module, unit.kind, "input", f"backward raises, run in float64: {said(error)}"))
     return False
 
 
 def _restless(probe: Probe) -> bool:
-    again = probe.unit.at(probe.leaves, [None] * len(probe.leaves), 0.0)
+    with probe.unit.moving(probe.leaves, [None] * len(probe.leaves)) as at:
+        again = at(0.0)
     same = len(again) == len(probe.values)
     return not same or not all(
         one.shape == other.shape and torch.allclose(one, other, rtol=1e-12, atol=0, equal_nan=True)
@@ -137,6 +141,11 @@ def _restless(probe: Probe) -> bool:
     )
 
 
-def _said(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:160]}{'…' if len(text) > 160 else ''}"
+def _has_nan(values: Tensor) -> bool:
+    return math.isnan(float(values.sum())) and bool(values.isnan().any())
+
+
+def said(error: ForwardError | BackwardError) -> str:
+    """What the user's code raised, on one line."""
+    text = " ".join(str(error.__cause__).split())
+    return f"{type(error.__cause__).__name__}: {text[:160]}{'…' if len(text) > 160 else ''}"

@@ -110,9 +110,10 @@ class Session:
         """Modules that nobody called cannot be checked; containers of others never are called."""
         called = {call.module for call in self.recorder.modules}
         for module, name in self.names.items():
-            own = [p for p in module.parameters(recurse=False) if p.requires_grad and id(p) not in report.seen]
+            weights = module.named_parameters(recurse=False)
+            own = [key for key, p in weights if p.requires_grad and id(p) not in report.seen]
             if module not in called and own:
-                report.skipped.append(Skipped(name, type(module).__name__, "its weights are not used with this batch"))
+                report.skipped.append(Skipped(name, type(module).__name__, f"not used by this batch: {', '.join(own)}"))
 
 
 def _clone(held: Held) -> torch.Tensor:

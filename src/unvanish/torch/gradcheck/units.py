@@ -11,7 +11,7 @@ import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,10 +20,15 @@ from torch.autograd import Function
 
 from unvanish.torch.gradcheck.capture import FunctionCall, ModuleCall, real_call, replaced_calls
 from unvanish.torch.gradcheck.conventions import are_log_probabilities, graph_of
+from unvanish.torch.gradcheck.precision import double_precision
 from unvanish.torch.gradcheck.values import Held, contents, fill, held_in
 
 Supply = Callable[[Held], Tensor]
 _SEED = 20210501
+
+
+class ForwardError(Exception):
+    """A piece could not be run again in float64; the cause says why."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,6 +57,16 @@ class Unit:
     modules: tuple[nn.Module, ...] = ()
     strict: bool = False  # every input must get a gradient: a Function that gives none is wrong
 
+    def without_nan(self) -> Unit:
+        """The same with every NaN that enters replaced: does one come out still?"""
+        healed = {held: Held(held.data.nan_to_num(0.5), True) for held in self.inputs}
+        forward = self.forward
+        return replace(
+            self,
+            inputs={healed[held]: name for held, name in self.inputs.items()},
+            forward=lambda supply: forward(lambda held: supply(healed.get(held, held))),
+        )
+
     def first(self) -> tuple[list[Tensor], list[Leaf], list[Tensor]]:
         """Outputs with their graph, the leaves, and the leaves' tensors in the graph."""
         entries = {held: held.data.detach().requires_grad_() for held in self.inputs}
@@ -71,30 +86,33 @@ class Unit:
             tensors.append(tensor)
         return outputs, leaves, tensors
 
-    def at(self, leaves: Sequence[Leaf], shifts: Sequence[Tensor | None], step: float) -> list[Tensor]:
-        """Outputs with each leaf moved by ``step * shift``, from the same random state and the same buffers."""
-        moved: dict[Held, Tensor] = {}
-        changed: list[Leaf] = []
-        for leaf, shift in zip(leaves, shifts, strict=True):
-            if leaf.held is not None:
-                base = leaf.held.data.detach().requires_grad_()  # the same branches as with a gradient
-                there = base if shift is None else torch.add(base, shift, alpha=step)
-                moved[leaf.held] = there.log_softmax(-1) if leaf.log_probabilities else there
-            elif shift is not None:
-                assert leaf.parameter is not None, "a leaf is a parameter or an input"
-                leaf.parameter.data.copy_(torch.add(leaf.base, shift, alpha=step))  # .data: no new version for autograd
-                changed.append(leaf)
+    @contextmanager
+    def moving(
+        self, leaves: Sequence[Leaf], shifts: Sequence[Tensor | None]
+    ) -> Iterator[Callable[[float], list[Tensor]]]:
+        """Gives ``at(step)``: the outputs with each leaf moved by ``step * shift``; the parameters are put back."""
+        pairs = list(zip(leaves, shifts, strict=True))
         try:
-            return [y.detach() for y in self._outputs(moved)]
+            yield lambda step: self.values(self._outputs(_moved(pairs, step)))
         finally:
-            for leaf in changed:
-                assert leaf.parameter is not None, "only parameters were written"
-                leaf.parameter.data.copy_(leaf.base)
+            for leaf, shift in pairs:
+                if leaf.parameter is not None and shift is not None:
+                    leaf.parameter.data.copy_(leaf.base)
+
+    def values(self, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """Their numbers, apart from the parameters that they may be views of."""
+        places = {parameter.untyped_storage().data_ptr() for _, parameter, _ in self.parameters}
+        found = (y.detach() for y in outputs)
+        return [y.clone() if y.untyped_storage().data_ptr() in places else y for y in found]
 
     def _outputs(self, entries: dict[Held, Tensor]) -> list[Tensor]:
         copies = _Copies(entries)
-        with self._same_state():
-            return [y for y in floating(self.forward(copies)) if not copies.passed_on(y)]
+        with self._same_state(), double_precision():
+            try:
+                found = floating(self.forward(copies))
+            except Exception as error:  # the user's code, in a precision it may not be written for
+                raise ForwardError from error
+        return [y for y in found if not copies.passed_on(y) and not (y.is_leaf and y.requires_grad)]
 
     @contextmanager
     def _same_state(self) -> Iterator[None]:
@@ -111,6 +129,20 @@ class Unit:
                 module._buffers[name] = buffer
 
 
+def _moved(pairs: Sequence[tuple[Leaf, Tensor | None]], step: float) -> dict[Held, Tensor]:
+    """Writes the moved parameters, returns the moved inputs."""
+    moved: dict[Held, Tensor] = {}
+    for leaf, shift in pairs:
+        if leaf.held is not None:
+            there = leaf.base.detach().requires_grad_()  # the same branches as with a gradient
+            there = there.clone() if shift is None else torch.add(there, shift, alpha=step)
+            moved[leaf.held] = there.log_softmax(-1) if leaf.log_probabilities else there
+        elif shift is not None:
+            assert leaf.parameter is not None, "a leaf is a parameter or an input"
+            torch.add(leaf.base, shift, alpha=step, out=leaf.parameter.data)  # .data: no new version for autograd
+    return moved
+
+
 class _Copies:
     """Hands out each entry as a copy that the program may write into."""
 
@@ -122,7 +154,8 @@ class _Copies:
     def __call__(self, held: Held) -> Tensor:
         copy = self._given.get(held)
         if copy is None:
-            copy = self._given[held] = self._entries.get(held, held.data).clone()
+            entry = self._entries.get(held, held.data)
+            copy = self._given[held] = entry.clone() if entry.is_leaf else entry  # what is computed is written once
             self._versions[id(copy)] = copy._version
         return copy
 
@@ -132,7 +165,9 @@ class _Copies:
 
 
 def _seed() -> None:
-    torch.manual_seed(_SEED)
+    torch.default_generator.manual_seed(_SEED)  # torch.manual_seed notes the stack for devices not yet awake
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(_SEED)
     random.seed(_SEED)
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed(_SEED)
@@ -174,7 +209,7 @@ def module_unit(
     inputs = differentiable([*held_in(call.args, "input"), *held_in(call.kwargs, "input")], "input")
     for child in call.children:
         assert child.module is not None, "only the outermost call has none"
-        name = f"output of {names[child.module]}"
+        name = f"output of {names[child.module] or 'the model'}"
         inputs = differentiable(held_in(child.output, name), name) | inputs  # an input passed on keeps its name
     inside = [] if call.module is None else [m for m in call.module.modules() if m not in called]
     return Unit(

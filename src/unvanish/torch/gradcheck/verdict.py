@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from unvanish.torch.gradcheck.directional import Measure, Probe
 
 # Steps in turn: the middle one is right for smooth pieces; a smaller one meets fewer kinks, a larger one less rounding.
-_STEPS = (1e-5, 1e-5, 1e-6, 1e-4, 1e-7, 1e-6)
-_ENOUGH = 2  # a derivative is called right after two directions agree
-_FAILURES = 3  # and wrong after three that do not
+_STEPS = (1e-5, 1e-6, 1e-4, 1e-5, 1e-7, 1e-6)
+_STEADY_STEPS = (1e-4, 1e-5, 1e-6)
+_FAILURES = (
+    3  # one clear agreement is enough: chance gives it to an error e with probability 1e-7 / e; to fail takes more
+)
 _BLURRED = 1e-2  # with a limit up to here agreement still says something
 _SMALL = 1e-3  # a tensor with less of the derivative is looked at by itself
 
@@ -42,20 +46,30 @@ class Judgement:
     untold: list[int] = field(default_factory=list)
 
 
-def verdict(probe: Probe, chosen: Sequence[int]) -> Verdict:
+def verdict(probe: Probe, chosen: Sequence[int], steps: Sequence[float] = _STEPS) -> Verdict:
     """Measure along random directions until it is clear."""
     measures: list[Measure] = []
-    for step in _STEPS:
+    for step in steps:
         measures.append(probe.measure(step, chosen))
-        if sum(m.passed for m in measures) == _ENOUGH:
+        if measures[-1].passed and not any(m.failed for m in measures[:-1]):
             return Verdict(True, tuple(measures))
         if sum(m.failed for m in measures) == _FAILURES:
-            return Verdict(False, tuple(measures))
+            break
     passed, failed = sum(m.passed for m in measures), sum(m.failed for m in measures)
     coarse = sum(m.error <= m.allowed <= _BLURRED for m in measures)
     if passed + coarse > failed:
         return Verdict(True, tuple(measures))
-    return Verdict(False if failed > 1 else None, tuple(measures))
+    sure = failed > 1 and any(_steady(probe.repeated(chosen, _STEADY_STEPS, seed)) for seed in range(2))
+    return Verdict(False if sure else None, tuple(measures))
+
+
+def _steady(measures: list[Measure]) -> bool:
+    """A wrong derivative is off by the same whatever the step; noise and kinks are not."""
+    for one, other in itertools.pairwise(measures):
+        larger = max(one.error, other.error)
+        if one.failed and other.failed and (larger == math.inf or abs(one.gap - other.gap) <= 0.1 * larger):
+            return True
+    return False
 
 
 def judge(probe: Probe) -> Judgement:
