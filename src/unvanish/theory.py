@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Elementwise = Callable[[Array], Array]
 _LEAK = 0.01
+_FINE, _COARSE = 20001, 1001  # nodes
 
 _SLOPES: dict[str, float] = {
     "tanh": 1.0,
@@ -87,11 +88,11 @@ def critical_gain(activation: str) -> float:
 
 
 @cache
-def _gaussian_grid() -> tuple[Array, Array]:
+def _gaussian_grid(nodes: int = _FINE) -> tuple[Array, Array]:
     """Nodes and weights of the standard normal, by the trapezoid rule: exact enough at kinks, unlike Gauss-Hermite."""
-    z = np.linspace(-10.0, 10.0, 20001)
-    weight = np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi) * (z[1] - z[0])
-    return z, weight
+    z = np.linspace(-10.0, 10.0, nodes)
+    weight = np.exp(-0.5 * z**2)
+    return z, weight / weight.sum()
 
 
 def backward_log_gain(phi: Elementwise, derivative: Elementwise, sigma_w: float, sigma_b: float = 0.0) -> float:
@@ -175,7 +176,8 @@ def operating_point(
             "Give the number of activations in a row, and leave zeta at 1.5."
         )
     slope = math.exp(math.log(zeta) / depth)
-    point = next((p for p in (_best(phi, derivative, shifts, slope) for shifts in _shifts(phi)) if p is not None), None)
+    shift = next((b for b in (_best(phi, derivative, shifts, slope) for shifts in _shifts(phi)) if b is not None), None)
+    point = None if shift is None else _at_shift(phi, derivative, shift, slope)
     if point is None:
         raise ValueError(
             f"operating_point: this activation has no point where a net of depth {depth} could work: nowhere is it "
@@ -204,7 +206,7 @@ def standardized(phi: Elementwise, alpha: float, beta: float) -> OperatingPoint:
 
     Source: Martens et al. 2021, section 4.
     """
-    moments = _moments(phi, None, alpha, beta)
+    moments = _moments(phi, None, alpha, beta, _FINE)
     gamma = 1 / math.sqrt(moments.variance) if moments.variance else math.inf
     return OperatingPoint(alpha, beta, moments.mean, gamma)
 
@@ -250,8 +252,8 @@ class _Solution(NamedTuple):
     growth: float
 
 
-def _moments(phi: Elementwise, derivative: Elementwise | None, alpha: float, beta: float) -> _Moments:
-    z, weight = _gaussian_grid()
+def _moments(phi: Elementwise, derivative: Elementwise | None, alpha: float, beta: float, nodes: int) -> _Moments:
+    z, weight = _gaussian_grid(nodes)
     with np.errstate(all="ignore"):  # exp(200 z) overflows: infinite, and so no operating point
         values = phi(alpha * z + beta)
         mean = float(weight @ values)
@@ -260,8 +262,8 @@ def _moments(phi: Elementwise, derivative: Elementwise | None, alpha: float, bet
     if not (1e-13 * mean) ** 2 < variance < math.inf:  # flat here up to rounding, or not a number
         return _Moments(mean, 0.0, math.inf, math.inf)
     if derivative is None:  # differences over each cell: no step size to choose, and blind to no kink
-        z, weight = _gaussian_cells()
-        bend = np.diff(values) / (_gaussian_grid()[0][1] - _gaussian_grid()[0][0])
+        bend = np.diff(values) / (z[1] - z[0])
+        z, weight = _gaussian_cells(nodes)
         centred = (centred[1:] + centred[:-1]) / 2
     else:
         bend = alpha * derivative(alpha * z + beta)
@@ -271,11 +273,12 @@ def _moments(phi: Elementwise, derivative: Elementwise | None, alpha: float, bet
 
 
 @cache
-def _gaussian_cells() -> tuple[Array, Array]:
+def _gaussian_cells(nodes: int) -> tuple[Array, Array]:
     """Midpoints of the grid's cells, and their weights under the standard normal."""
-    z, _ = _gaussian_grid()
+    z, _ = _gaussian_grid(nodes)
     middle = (z[1:] + z[:-1]) / 2
-    return middle, np.exp(-0.5 * middle**2) / math.sqrt(2 * math.pi) * (z[1] - z[0])
+    weight = np.exp(-0.5 * middle**2)
+    return middle, weight / weight.sum()
 
 
 def _shifts(phi: Elementwise) -> list[list[float]]:
@@ -289,35 +292,40 @@ def _shifts(phi: Elementwise) -> list[list[float]]:
     return [anywhere]
 
 
-def _best(phi: Elementwise, derivative: Elementwise | None, shifts: list[float], slope: float) -> _Solution | None:
-    """The first shift with Q'(1) = 1, by bisection; where there is none, the one that comes closest."""
-    points = [p for p in (_at_shift(phi, derivative, beta, slope) for beta in shifts) if p is not None]
+def _best(phi: Elementwise, derivative: Elementwise | None, shifts: list[float], slope: float) -> float | None:
+    """The first shift with Q'(1) = 1, by bisection; where there is none, the one that comes closest.
+
+    On a coarse grid: where the shift lies exactly matters little.
+    """
+    points = [p for p in (_at_shift(phi, derivative, beta, slope, _COARSE) for beta in shifts) if p is not None]
     pair = next(((a, b) for a, b in pairwise(points) if (a.growth > 1) != (b.growth > 1)), None)
     if pair is None:
-        return min(points, key=lambda p: abs(p.growth - 1), default=None)
+        return min(points, key=lambda p: abs(p.growth - 1)).beta if points else None
     low, high = pair
-    for _ in range(20):
-        middle = _at_shift(phi, derivative, (low.beta + high.beta) / 2, slope)
+    for _ in range(12):
+        middle = _at_shift(phi, derivative, (low.beta + high.beta) / 2, slope, _COARSE)
         if middle is None:
             break
         low, high = (middle, high) if (middle.growth > 1) == (low.growth > 1) else (low, middle)
-    return low
+    return low.beta
 
 
-def _at_shift(phi: Elementwise, derivative: Elementwise | None, beta: float, slope: float) -> _Solution | None:
+def _at_shift(
+    phi: Elementwise, derivative: Elementwise | None, beta: float, slope: float, nodes: int = _FINE
+) -> _Solution | None:
     """The alpha at which the squared slope has grown to its target, by doubling and bisection."""
 
     def straight(alpha: float) -> bool:
-        return _moments(phi, derivative, alpha, beta).slope < slope
+        return _moments(phi, derivative, alpha, beta, nodes).slope < slope
 
     low, high = 0.0, 1e-5
     while straight(high):
         low, high = high, 2 * high
         if high > 20:  # never bends as much as a net this shallow may: used at unit scale
-            return _Solution(1.0, beta, _moments(phi, derivative, 1.0, beta).growth)
+            return _Solution(1.0, beta, _moments(phi, derivative, 1.0, beta, nodes).growth)
     if not low:
         return None
     for _ in range(40):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if straight(middle) else (low, middle)
-    return _Solution(low, beta, _moments(phi, derivative, low, beta).growth)
+    return _Solution(low, beta, _moments(phi, derivative, low, beta, nodes).growth)
