@@ -119,17 +119,24 @@ def gradcheck_function(function: Callable[..., Any], *inputs: Any) -> GradientCh
             for one in inputs
         ]
         template = Keeper().keep(tuple(tracked))
-        name = getattr(function, "__qualname__", type(function).__name__)
+        name = _name(function)
         held = differentiable(held_in(template, "input"), "input")
         if not held:
             raise ValueError(
                 f"No input of {name} is a floating-point tensor. A derivative is taken by such tensors. "
                 "Pass at least one, for example torch.randn(3, 4)."
             )
-        unit = Unit("", name, 1, lambda supply: function(*fill(template, supply)), held, strict=True)
+        unit = Unit(name, "function", 1, lambda supply: function(*fill(template, supply)), held, strict=True)
         report = Report()
         inspect(unit, report)
     return report.result(None)
+
+
+def _name(function: Callable[..., Any]) -> str:
+    owner = getattr(function, "__self__", None)  # of a Function's apply: the Function
+    if isinstance(owner, type) and issubclass(owner, torch.autograd.Function):
+        return owner.__name__
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def _check_arguments(model: Any, loss_fn: Any, batch: Any, objective: Any) -> None:
