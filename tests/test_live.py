@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import re
+import struct
+import subprocess
+import sys
+import termios
 from io import StringIO
+from pathlib import Path
 
 import pytest
 
 from unvanish.report.live import Live
 from unvanish.types import Parameter
 
+PROGRAMS = Path(__file__).parent / "programs"
+SOURCE = Path(__file__).parents[1] / "src"
 ENDS = (Parameter("first.weight", (4, 4), log_grad=-20.0), Parameter("last.weight", (4, 4), log_grad=0.0))
+
+
+class Terminal(StringIO):
+    """One that keeps what it is sent."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 def test_a_pipe_gets_plain_lines() -> None:
@@ -47,3 +62,61 @@ def test_a_terminal_gets_one_row_that_is_rewritten(monkeypatch: pytest.MonkeyPat
     assert all(len(row) < columns for row in rows)
     assert "step 5" in rows[0]
     assert "step 10" in rows[1]
+
+
+def screen(raw: str, columns: int) -> list[str]:
+    """The rows that a terminal shows after these bytes; of its commands, colours and "erase the rest of the row"."""
+    rows, at = [[" "] * columns], 0
+    for escape, command, character in re.findall(r"(\x1b\[[0-9;?]*([A-Za-z]))|(.)", raw, flags=re.DOTALL):
+        if escape:
+            assert command in "mK", escape
+            assert escape[2:-1] in "0" or command == "m"
+            rows[-1][at:] = [" "] * (columns - at) if command == "K" else rows[-1][at:]
+        elif character == "\r":
+            at = 0
+        elif character == "\n":
+            rows.append([" "] * columns)
+        else:
+            if at == columns:
+                at = 0
+                rows.append([" "] * columns)
+            rows[-1][at] = character
+            at += 1
+    return ["".join(row).rstrip() for row in rows]
+
+
+def shown(*arguments: str, columns: int) -> list[str]:
+    """What a terminal shows of a Python program."""
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {**os.environ, "TERM": "xterm", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)}
+    environment.pop("COLUMNS", None)
+    raw = b""
+    with subprocess.Popen([sys.executable, *arguments], stdout=follower, stderr=follower, env=environment):
+        os.close(follower)
+        try:
+            while part := os.read(leader, 4096):
+                raw += part
+        except OSError:  # Linux says so when the other end is closed
+            pass
+    os.close(leader)
+    return screen(raw.decode(), columns)
+
+
+def test_nothing_of_the_status_stays_beside_what_comes_next() -> None:
+    rows = shown("-m", "unvanish", "run", "--steps", "11", str(PROGRAMS / "digits.py"), columns=100)
+    (said,) = [row for row in rows if "wanted number" in row]
+    assert said == "unvanish: the wanted number of steps is done, the script was stopped"
+    rows = shown("-m", "unvanish", "run", str(PROGRAMS / "habits.py"), "raises", columns=100)
+    (first,) = [row for row in rows if "Traceback" in row]
+    assert first == "Traceback (most recent call last):"
+
+
+def test_a_line_the_script_has_begun_stays() -> None:
+    stream = Terminal()
+    live = Live(stream)
+    live.step("", 5, 2.5, ENDS)
+    stream.write("epoch 1 ")
+    live.clear()
+    stream.write("and now\r\n")
+    assert screen(stream.getvalue(), 80) == ["epoch 1 and now", ""]

@@ -7,6 +7,8 @@ import sys
 from typing import TextIO
 
 from rich.console import Console
+from rich.control import Control
+from rich.segment import ControlType
 from rich.text import Text
 
 from unvanish.types import Parameter
@@ -16,7 +18,8 @@ class Live:
     """One status line on a terminal, rewritten in place; plain lines in a pipe (few: probed steps are rare).
 
     The status stands at the right edge of the terminal's last row and leaves the cursor at its left edge, so that the
-    script's own next output is written over its blank part and nothing of the script's is lost.
+    script's own next output is written over its blank part and nothing of the script's is lost. What we say after it
+    ourselves takes its place.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -38,17 +41,32 @@ class Live:
             line.append(f", last layer {ends[1]:.1e}")
         self._write(line, status=True)
 
+    def clear(self) -> None:
+        """Take the status away: something else than the script writes next."""
+        stream = self._stream or sys.stderr
+        if stream.isatty():
+            _console(stream).control(_REST_OF_ROW)
+
     def _write(self, line: Text, status: bool = False) -> None:
         stream = self._stream or sys.stderr
         if not stream.isatty():
             stream.write(f"{line.plain}\n")
             stream.flush()
             return
-        console = Console(file=stream, highlight=False)
-        if status:
+        console = _console(stream)
+        if not status:
+            console.control(_REST_OF_ROW)
+        else:
             line.truncate(console.width - 1, overflow="ellipsis")
             line.align("right", console.width - 1)
         console.print(line, overflow="ellipsis", no_wrap=True, end="\r" if status else "\n")
+
+
+_REST_OF_ROW = Control((ControlType.ERASE_IN_LINE, 0))  # from the cursor on: left of it the script may have written
+
+
+def _console(stream: TextIO) -> Console:
+    return Console(file=stream, highlight=False)
 
 
 def gradient_ends(parameters: tuple[Parameter, ...]) -> tuple[float, float] | None:

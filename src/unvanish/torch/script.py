@@ -58,7 +58,10 @@ def _execute(program: Program, args: list[str], watch: Watch, live: Live) -> int
     """Run the script to its end, whatever that is; its exit code."""
     with watching(watch):
         try:
-            execute(program, args)
+            try:
+                execute(program, args)
+            finally:
+                live.clear()
         except Enough:
             live.say("the wanted number of steps is done, the script was stopped")
         except SystemExit as leave:

@@ -15,8 +15,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from unvanish.torch.run.watch import Watch
 
-_is_compiling = torch.compiler.is_compiling
-
 
 @contextmanager
 def watching(watch: Watch) -> Iterator[None]:
@@ -49,7 +47,7 @@ def _step_begins(watch: Watch) -> Callable[[Optimizer, Any, Any], None]:
     relaxed = watch.tally.relaxed
 
     def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not (_is_compiling() or relaxed(optimizer) or watch.elsewhere()):
+        if not relaxed(optimizer) and not watch.elsewhere():
             _tell(watch, watch.step_begins, optimizer)
 
     return hook
@@ -60,7 +58,7 @@ def _step_ended(watch: Watch) -> Callable[[Optimizer, Any, Any], None]:
 
     def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         try:
-            done = _is_compiling() or counted(optimizer)
+            done = counted(optimizer)
         except Exception:
             done = watch.fail()
         if not done and not watch.elsewhere():
@@ -83,7 +81,7 @@ def _backward(watch: Watch, original: Callable[..., None]) -> Callable[..., None
 
     def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
         try:
-            done = _is_compiling() or heard(tensors)
+            done = heard(tensors)
         except Exception:
             done = watch.fail()
         if done:

@@ -18,16 +18,13 @@ class Losses:
 
     def __init__(self) -> None:
         self.values = array("d")
+        self.wake = 0  # the first step to be attended to; those before it are only counted
         self.first_bad: int | None = None
         self._waiting: list[tuple[int, list[Value]]] = []
 
     def add(self, values: list[Value]) -> None:
         """The loss of one step: the mean over its backward passes (NaN for none)."""
-        if len(values) == 1 and type(value := values[0]) is float:  # at nearly every step, so it is made short
-            self.values.append(value)
-            if value - value != 0.0 and self.first_bad is None:
-                self.first_bad = len(self.values) - 1
-        elif any(isinstance(value, Tensor) for value in values):
+        if any(isinstance(value, Tensor) for value in values):
             self._waiting.append((len(self.values), values))
             self.values.append(math.nan)
             if len(self._waiting) >= _FETCH:
@@ -42,7 +39,7 @@ class Losses:
         if not flat:
             return
         device = next(value.device for value in flat if isinstance(value, Tensor))
-        parts = [v.reshape(()).double() if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.double) for v in flat]
+        parts = [v.double() if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.double) for v in flat]
         numbers = iter(torch.stack([part.to(device) for part in parts]).tolist())
         for index, values in waiting:
             self._set(index, [next(numbers) for _ in values])
@@ -58,5 +55,9 @@ class Losses:
 
 
 def value_of(loss: Tensor) -> Value:
-    """A number on the CPU, where that costs nothing; elsewhere a tensor to be fetched later."""
-    return loss.item() if loss.is_cpu else loss.detach()
+    """A number on the CPU, where that costs little; elsewhere a tensor to be fetched later.
+
+    Raises:
+        RuntimeError: it has not one element.
+    """
+    return loss.item() if loss.is_cpu else loss.detach().reshape(())

@@ -54,7 +54,6 @@ class Track:
         self.parameters: dict[int, weakref.ref[Tensor]] = {}
         self.shape: tuple[object, ...] = ()
         self.names: dict[str, None] = {}
-        self.count = 0
         self.losses = Losses()
         self.looks: list[Look] = []
         self.facts: dict[int, dict[str, Any]] = {}
@@ -64,10 +63,20 @@ class Track:
         self.born = self.turn = turn
         self.begun: Begun | None = None
         self.trial: Trial | None = None
-        self.wake = 0  # steps before this one are only counted
+        self._settled = 0
         self._next = 0
         self._tries = 0
         self.learn(optimizer)
+
+    @property
+    def count(self) -> int:
+        """Its steps so far."""
+        return len(self.losses.values)
+
+    def settle(self, turn: int) -> None:
+        """If it has made steps since this was last asked, the latest of them was at ``turn``."""
+        if self.count > self._settled:
+            self._settled, self.turn = self.count, turn
 
     def repeats(self, other: Track) -> bool:
         """The same training once more, after the other was over: the next fold, the next trial."""
@@ -85,7 +94,7 @@ class Track:
 
     def sleep(self, limit: int | None) -> None:
         """Only count until the step before the next look, or before the script is to be stopped."""
-        self.wake = (self._next if limit is None else min(self._next, limit)) - 1
+        self.losses.wake = (self._next if limit is None else min(self._next, limit)) - 1
 
     def due(self) -> bool:
         """Is the coming step one to look at?"""

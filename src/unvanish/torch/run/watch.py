@@ -1,6 +1,6 @@
 """What happens in the user's program, event by event: backward passes and optimizer steps of any number of networks.
 
-Between two looks these events are only counted, by ``Tally``, which costs about a microsecond each; no module is hooked.
+Between two looks these events are only counted, by ``Tally``, and no module is hooked.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ class Watch:
         self.broken: str | None = None
         self._looked, self._say, self._limit = looked, say, limit
         self.tally = Tally()
+        self.turn = 0
         self._stepping: Track | None = None
         self._since = self._until = _now()
         self._timed = 0
         self._birth: NonFinite | None = None
-        self._compiled = False
         self._stance: Any = None
         self._hand: ByHand | None = None
         self._process, self._thread = _pid(), _thread()
@@ -86,19 +86,20 @@ class Watch:
         """An optimizer was made: the first step of training is near."""
         if self._find(optimizer) is not None or optimizer in self._passed:
             return
-        track = Track(optimizer, self.backwards, self.tally.turn)
+        self._settle()
+        track = Track(optimizer, self.backwards, self.turn)
         over = [old for old in self.tracks if old.reference() is None and old.shape == track.shape]
         if over or len(self.tracks) >= _MOST_TRACKS:
             self.unwatched += 1
             self._passed.add(optimizer)
             return
         self.tracks.append(track)
-        self._since = _now() if not self.tally.turn else self._since
+        self._since = _now() if not self.turn else self._since
         self._arrange()
 
     def compiled(self) -> None:
         """``torch.compile`` was called."""
-        self._compiled = True
+        self.tally.compiled = True
         if self.window is not None and self._stance is None:
             self._go_eager()
 
@@ -219,23 +220,30 @@ class Watch:
             track.nonfinite = replace(self._birth, step=track.count)
         if not skipped:
             self._birth = None
-        self.tally.count(track)
-        self._until, self._timed = _now(), self.tally.turn
+        self.tally.count(track.losses)
+        self._settle()
+        self._until, self._timed = _now(), self.turn
         track.clock = self.backwards
+
+    def _settle(self) -> None:
+        """Know whose turn it was since the last time."""
+        self.turn = sum(track.count for track in self.tracks)
+        for track in self.tracks:
+            track.settle(self.turn)
 
     def _arrange(self) -> None:
         """Open the window if the coming step of any optimizer is to be looked at, else close it."""
-        wanted = any(track.due() and not track.dormant(self.tally.turn) for track in self.tracks)
+        wanted = any(track.due() and not track.dormant(self.turn) for track in self.tracks)
         if not wanted:
             self.close()
             self._relax()
         elif self.window is None:
             self.tally.attend()
-            self.window = Window(self.roots, self._position, first=self.tally.turn == 0)
-            if self._compiled:
+            self.window = Window(self.roots, self._position, first=self.turn == 0)
+            if self.tally.compiled:
                 self._go_eager()
         else:
-            oldest = min(track.clock for track in self.tracks if not track.dormant(self.tally.turn))
+            oldest = min(track.clock for track in self.tracks if not track.dormant(self.turn))
             self.window.seen = [seen for seen in self.window.seen if seen.clock > oldest]
 
     def _relax(self) -> None:
@@ -253,7 +261,7 @@ class Watch:
         self.roots.refresh()
         self._birth = find_birth_unwatched(loss, self.roots.names)
         for track in self.tracks:
-            track.wake = 0
+            track.losses.wake = 0
 
     def _go_eager(self) -> None:
         self._stance = torch.compiler.set_stance("force_eager")
