@@ -93,7 +93,7 @@ def _step_pieces(slot: Slot, s: Settings, numbers: Numbers) -> int:
 
 def _update_(values: Values, g: Tensor, s: Settings, numbers: Numbers, room: Tensor | None = None) -> Tensor | None:
     """The guarded update only where it is needed: one look at a piece in the cache costs less than its masks."""
-    g = g.to(values.v.dtype)
+    g = g if g.dtype is values.v.dtype else g.to(values.v.dtype)
     # finite only if all gradients are finite and their squares too
     if math.isfinite(torch.linalg.vector_norm(g).item()):
         advance_(values, g, s, numbers, room)

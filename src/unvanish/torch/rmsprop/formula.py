@@ -38,8 +38,8 @@ class Numbers(NamedTuple):
 def advance_(values: Values, g: Tensor, s: Settings, n: Numbers, room: Tensor | None = None) -> None:
     """Update with gradients within ``LIMITS``; ``room`` is memory like v for the denominator."""
     v = values.v
-    p = values.p.to(v.dtype)  # itself, unless the parameter is of half precision
-    g = g.to(v.dtype)
+    p = values.p if values.p.dtype is v.dtype else values.p.to(v.dtype)  # of half precision
+    g = g if g.dtype is v.dtype else g.to(v.dtype)
     g = g if isinstance(n.scale, float) and n.scale == 1 else g * n.scale
     if s.weight_decay and s.decoupled_weight_decay:
         p.mul_(1 - n.lr * s.weight_decay)

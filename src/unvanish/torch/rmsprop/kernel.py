@@ -35,8 +35,7 @@ def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     return compile_it
 
 
-@intrinsic
-def _pointer(_context: Any, address: Any, like: Any) -> Any:
+def _as_pointer(_context: Any, address: Any, like: Any) -> Any:
     """The address as a pointer to numbers of the type in ``like``."""
     signature = types.CPointer(like.dtype)(address, like)
 
@@ -44,6 +43,9 @@ def _pointer(_context: Any, address: Any, like: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(made.return_type))
 
     return signature, generate
+
+
+_pointer = intrinsic(_as_pointer)
 
 
 @_compiled()

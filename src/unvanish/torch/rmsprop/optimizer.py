@@ -206,10 +206,11 @@ class RMSprop(Optimizer):
         norm = global_norm(clipped) if clipped else 0.0
         skipped = 0
         for s, gathered in groups:
+            self._tell_of_ignored(s, gathered)
             factor = clip_factor(norm, s.clip)
             skipped += self._step_group(gathered, s, -factor if s.maximize else factor)
         if skipped:
-            self._tell("skipped", self._skipped_message())
+            self._tell("skipped", self._skipped_message(), depth=5)
 
     def _gather(self, group: dict[str, Any], s: Settings) -> Gathered:
         return gather(group["params"], self.state, s, compiled=_wants_numba(s))
@@ -217,7 +218,6 @@ class RMSprop(Optimizer):
     def _step_group(self, gathered: Gathered, s: Settings, scale: float | Tensor) -> int:
         """Update these; returns how many entries were skipped, as far as that is known without waiting."""
         lr = s.learning_rate
-        self._tell_of_ignored(s, gathered)
         skipped = sum(fused.step(batch, s, float(lr), float(scale)) for batch in gathered.batches.values())
         skipped += sum(sparse.step(slot, s, lr, scale) for slot in gathered.rows)
         return skipped + eager.step(gathered.slots, s, lr, scale)
@@ -248,11 +248,11 @@ class RMSprop(Optimizer):
                 if eager.SKIPPED in self.state.get(p, {}):
                     yield name, int(self.state[p][eager.SKIPPED])
 
-    def _tell(self, what: str, message: str) -> None:
-        """Warn once."""
+    def _tell(self, what: str, message: str, *, depth: int = 6) -> None:
+        """Warn once, at the line that called ``step``, which is ``depth`` calls from here."""
         if what not in self._told:
             self._told.add(what)
-            warnings.warn(message, stacklevel=5)
+            warnings.warn(message, stacklevel=depth)
 
 
 def _wants_numba(s: Settings) -> bool:

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_NO_NUMBER = math.nan  # fails every comparison, and so every check below
-
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         # keras.optimizers.RMSprop 3.x; optax.rmsprop 0.2.x names no learning rate of its own
@@ -108,7 +106,7 @@ _NAMES = tuple(field.name for field in fields(Settings))
 
 
 def _require(name: str, value: object, low: float, high: float, hint: str, *, open_below: bool = False) -> None:
-    number = float(value) if isinstance(value, int | float) else _number(value)
+    number = _number(value)
     if (low < number if open_below else low <= number) and number < high:
         return
     bracket = "(" if open_below else "["
@@ -116,11 +114,13 @@ def _require(name: str, value: object, low: float, high: float, hint: str, *, op
 
 
 def _number(value: object) -> float:
-    """Of a NumPy scalar or a 0-dimensional tensor; NaN for what is no number."""
+    """Also of a NumPy scalar or a tensor of one element; NaN, which fails every comparison, for what is no number."""
+    if isinstance(value, str):
+        return math.nan
     try:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):
-        return _NO_NUMBER
+        return math.nan
 
 
 def _refusal(name: str, value: object, expected: str, mend: str) -> ValueError:

@@ -60,7 +60,8 @@ def correction_of(p: Tensor, state: State, s: Settings) -> float | Tensor:
     if not isinstance(state.get("step"), Tensor):  # a graph replays the same numbers: this one has to be a tensor
         state["step"] = torch.full((), float(state.get("step", 0)), dtype=torch.float32, device=p.device)
     state["step"] += 1
-    return 1 / (1 - s.rho ** state["step"]) if s.bias_correction else 1.0
+    wide = torch.float64 if p.dtype in (torch.float64, torch.complex128) else torch.float32
+    return 1 / (1 - s.rho ** state["step"].to(wide)) if s.bias_correction else 1.0
 
 
 def in_order(slot: Slot, s: Settings) -> Slot:

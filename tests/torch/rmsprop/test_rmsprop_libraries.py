@@ -1,0 +1,146 @@
+"""The presets against the installed libraries themselves, in float64, with gradients down to 1e-9."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from unvanish.torch.rmsprop import RMSprop
+
+STEPS, SIZE = 8, 12
+
+
+def gradients():
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.logspace(1, -9, SIZE, dtype=torch.float64)
+    return [torch.randn(SIZE, generator=generator, dtype=torch.float64) * scale for _ in range(STEPS)]
+
+
+def start():
+    return torch.linspace(-1, 1, SIZE, dtype=torch.float64)
+
+
+def ours(library, way=None, **settings):
+    w = start()
+    optimizer = RMSprop.like(library, [w], **settings, **(way or {}))
+    rows = []
+    for g in gradients():
+        w.grad = g
+        optimizer.step()
+        rows.append(w.clone())
+    return torch.stack(rows)
+
+
+def near(rows, expected):
+    torch.testing.assert_close(rows, torch.as_tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+OPTAX = [
+    ({}, {}),
+    ({"eps_in_sqrt": False}, {"eps_inside": False}),
+    ({"initial_scale": 1.0, "decay": 0.5}, {"initial_accumulator": 1.0, "rho": 0.5}),
+    ({"bias_correction": True}, {"bias_correction": True}),
+    ({"centered": True, "initial_scale": 0.1}, {"centered": True, "initial_accumulator": 0.1}),
+    ({"momentum": 0.9}, {"momentum": 0.9}),
+    ({"momentum": 0.9, "nesterov": True}, {"momentum": 0.9, "nesterov": True}),
+    (
+        {"momentum": 0.5, "nesterov": True, "bias_correction": True, "eps_in_sqrt": False},
+        {"momentum": 0.5, "nesterov": True, "bias_correction": True, "eps_inside": False},
+    ),
+]
+
+OPTAX_PROGRAM = """
+import json, sys
+import jax, optax
+jax.config.update("jax_enable_x64", True)
+import jax.numpy as jnp
+start, gradients, cases = json.load(sys.stdin)
+out = []
+for case in cases:
+    rows, w, o = [], jnp.array(start), optax.rmsprop(1e-3, **case)
+    state = o.init(w)
+    for g in gradients:
+        updates, state = o.update(jnp.array(g), state)
+        w = optax.apply_updates(w, updates)
+        rows.append(w.tolist())
+    out.append(rows)
+json.dump(out, sys.stdout)
+"""
+
+KERAS = [
+    ({}, {}),
+    ({"momentum": 0.9}, {"momentum": 0.9}),
+    ({"centered": True}, {"centered": True}),
+    ({"weight_decay": 0.1}, {"weight_decay": 0.1}),
+    ({"global_clipnorm": 0.5}, {"clip": 0.5}),
+    (
+        {"rho": 0.5, "epsilon": 1e-4, "momentum": 0.5, "centered": True, "weight_decay": 0.01},
+        {"rho": 0.5, "eps": 1e-4, "momentum": 0.5, "centered": True, "weight_decay": 0.01},
+    ),
+]
+
+KERAS_PROGRAM = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+import keras, numpy as np
+keras.config.set_floatx("float64")
+start, gradients, cases = json.load(sys.stdin)
+out = []
+for case in cases:
+    rows, w, o = [], keras.Variable(np.array(start)), keras.optimizers.RMSprop(1e-3, **case)
+    for g in gradients:
+        o.apply([keras.ops.convert_to_tensor(np.array(g))], [w])
+        rows.append(keras.ops.convert_to_numpy(w).tolist())
+    out.append(rows)
+json.dump(out, sys.stdout)
+"""
+
+
+def run(program, cases, **environment):
+    given = json.dumps([start().tolist(), [g.tolist() for g in gradients()], [theirs for theirs, _ in cases]])
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        input=given, capture_output=True, text=True, check=True, env={**os.environ, **environment},
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
+def test_optax():
+    pytest.importorskip("optax", exc_type=ImportError)
+    for (_, settings), expected in zip(OPTAX, run(OPTAX_PROGRAM, OPTAX, JAX_PLATFORMS="cpu"), strict=True):
+        near(ours("optax", **settings), expected)
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_keras(backend):
+    pytest.importorskip(backend, exc_type=ImportError)
+    if not __import__("importlib.util").util.find_spec("keras"):
+        pytest.skip("Keras is not installed")
+    for (_, settings), expected in zip(KERAS, run(KERAS_PROGRAM, KERAS, KERAS_BACKEND=backend), strict=True):
+        near(ours("keras", **settings), expected)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"momentum": 0.9},
+        {"centered": True},
+        {"weight_decay": 0.1},
+        {"maximize": True, "momentum": 0.5, "centered": True, "weight_decay": 0.01, "eps": 1e-4},
+    ],
+)
+def test_torch(way, settings):
+    w = start()
+    optimizer = torch.optim.RMSprop([w], **settings)
+    rows = []
+    for g in gradients():
+        w.grad = g
+        optimizer.step()
+        rows.append(w.clone())
+    near(ours("torch", way, **settings), torch.stack(rows))
