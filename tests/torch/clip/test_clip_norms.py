@@ -291,6 +291,13 @@ def test_floor_and_global_bound_hold_together() -> None:
     assert after[3] == 0
 
 
+def test_what_shrinks_with_the_others_stops_at_the_floor() -> None:
+    params = parameters(torch.tensor([0.35]), torch.tensor([40.0]))
+    clip_grad_global_norm_(params, 5.0, floor=0.3)
+    after = [float(p.grad) for p in params]
+    assert after == pytest.approx([0.3, math.sqrt(25 - 0.09)], rel=1e-6)
+
+
 def test_a_floor_that_nobody_is_below_changes_nothing() -> None:
     params = parameters(torch.tensor([1.0, 2.0]), torch.tensor([3.0]))
     watch = Untouched(params)
