@@ -86,6 +86,38 @@ def test_frozen_and_computed_weights():
     assert "2.parametrizations.weight.original1" in whys(found)
 
 
+class Hidden(torch.autograd.Function):
+    """It leaves PyTorch: no ``TorchFunctionMode`` sees that."""
+
+    @staticmethod
+    def forward(ctx, h):
+        return torch.from_numpy(h.numpy() * 2)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * 2
+
+
+class HiddenLayer(nn.Module):
+    def forward(self, h):
+        return Hidden.apply(h)
+
+
+def test_what_a_custom_function_reads_is_left_alone():
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), HiddenLayer(), nn.Linear(6, 2))
+    found = report(net, torch.randn(8, 4))
+    assert found.checked == ()
+    assert "`HiddenLayer` does with them what is not known" in whys(found)["0"]
+
+
+def test_what_is_frozen_later_is_left_alone():
+    net = plain(4, 5, 6, 2)
+    reset = UnitReset(net, torch.optim.SGD(net.parameters(), lr=0.1))
+    assert reset.check(torch.randn(8, 4)).checked == ("0", "2")
+    net[0].requires_grad_(False)
+    assert reset.check(torch.randn(8, 4)).checked == ("2",)
+
+
 class Odd(nn.Module):
     """Ways in which units get lost; ``way`` picks one."""
 

@@ -50,20 +50,20 @@ def choose(
     for score in scores:
         judged = score.judge(statistics, memory.setdefault(score.name, {}), mature)
         flagged = judged.flagged & free
-        taken = _least_alive(flagged, judged, room)
-        count = int(taken.sum())
+        found = int(flagged.sum())
+        count = min(found, room)
         if count:
-            choices.append(Choice(score, taken, judged.values, int(flagged.sum()) - count))
+            choices.append(Choice(score, _least_alive(flagged, judged, count), judged.values, found - count))
         room -= count
         free = free & ~flagged
     return choices
 
 
-def _least_alive(flagged: Tensor, judged: Judgement, room: int) -> Tensor:
-    order = torch.where(flagged, judged.values, torch.inf).argsort(stable=True)[:room]
+def _least_alive(flagged: Tensor, judged: Judgement, count: int) -> Tensor:
     taken = torch.zeros_like(flagged)
-    taken[order] = True
-    return taken & flagged
+    numbers = flagged.nonzero().flatten()
+    taken[numbers[judged.values[numbers].argsort(stable=True)[:count]]] = True
+    return taken
 
 
 def forget_units(memory: dict[str, State], units: Tensor) -> None:

@@ -18,11 +18,13 @@ class UnitAxis:
         axis: counted from the end, so that a batch of another shape has it in the same place.
         owners: (entries of that axis,) the number of the unit from 1, ``NOBODY`` for padding.
         units: how many units the layer has.
+        plain: is entry i simply unit i?
     """
 
     axis: int
     owners: Tensor
     units: int
+    plain: bool = False
 
     def sum(self, values: Tensor) -> Tensor:
         """(U,) float64 sums over everything but the units."""
@@ -41,6 +43,8 @@ class UnitAxis:
 
     def per_unit(self, entries: Tensor, how: str = "sum") -> Tensor:
         """(U,) one value for each unit from one for each entry of the axis."""
+        if self.plain:
+            return entries
         result = entries.new_zeros(self.units + 1)
         return result.scatter_reduce_(0, self.owners, entries, how)[1:]
 
@@ -64,4 +68,5 @@ def along(owners: Tensor, axis: int, units: int) -> UnitAxis | None:
     entries = flat.amax(dim=0)
     if bool(((flat != entries) & (flat != NOBODY)).any()):
         return None
-    return UnitAxis(axis, entries.long(), units)
+    straight = torch.arange(1, units + 1, device=entries.device)
+    return UnitAxis(axis, entries.long(), units, plain=torch.equal(entries.long(), straight))
