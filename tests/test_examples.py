@@ -58,3 +58,34 @@ def test_keras_and_our_rmsprop_follow_the_same_curve(seed, tmp_path, capsys):
     assert losses[-1] < 0.9 * losses[0]  # the curve goes somewhere: two constants would agree as well
     np.testing.assert_allclose(losses, keras["losses"], rtol=0, atol=1e-5)
     np.testing.assert_allclose(model(x).detach().numpy(), keras["after"], rtol=0, atol=1e-4)
+
+
+def test_six_ways_tells_what_each_does(monkeypatch, tmp_path, capsys):
+    """A short run: the first layer's gradient is what each way makes of it, the table has them all."""
+    six = runpy.run_path(str(EXAMPLES / "six_ways.py"))
+    scope = six["main"].__globals__
+    monkeypatch.setitem(scope, "STEPS", 3)
+    monkeypatch.setitem(scope, "SEEDS", (0, 1))
+    monkeypatch.setitem(scope, "WAYS", tuple((name, changes, rates[:1]) for name, changes, rates in six["WAYS"]))
+    monkeypatch.setattr(sys, "argv", ["six_ways.py", "--picture", str(tmp_path / "ways.png")])
+    monkeypatch.setenv("COLUMNS", "200")
+    six["main"]()
+    shown = capsys.readouterr().out
+    assert all(name in shown for name, *_ in six["WAYS"])
+    assert (tmp_path / "ways.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("way", "alive"), [("as_it_is", False), ("xavier", False), ("operating_point", True), ("batch_norm", True)]
+)
+def test_which_ways_bring_the_gradient_to_the_first_layer(monkeypatch, way, alive):
+    """At the start of training, against float64 autograd on the very same weights."""
+    six = runpy.run_path(str(EXAMPLES / "six_ways.py"))
+    monkeypatch.setitem(six["run"].__globals__, "STEPS", 0)
+    kept = []
+    result = six["run"]((six[way], kept.append), 0.1, 0)
+    model, x, y = kept[0].model.double().train(), kept[0].x.double(), kept[0].y
+    loss = torch.nn.functional.cross_entropy(model(x), y)
+    first = torch.autograd.grad(loss, model[0].weight)[0].norm().item()
+    assert result.start[0] == pytest.approx(first, rel=1e-2)
+    assert (first > 1e-3) == alive
