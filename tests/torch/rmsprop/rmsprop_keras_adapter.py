@@ -1,44 +1,37 @@
-"""A pytest plugin: Keras' RMSprop does its update with ours, in Keras on PyTorch."""
+"""A pytest plugin: in Keras on PyTorch, the arithmetic of RMSprop is ours; in files named wrong_*, with a wrong eps."""
 
 from __future__ import annotations
 
-import os
+import pytest
+from keras.src.backend.torch.optimizers import torch_rmsprop
 
-import keras
-import torch
-from keras.src.optimizers import optimizer, rmsprop
+from unvanish.torch.rmsprop import RMSprop
 
-from unvanish.torch.rmsprop import RMSprop as Ours
+WRONG = {"eps": 0.0}
 
 
-class RMSprop(rmsprop.RMSprop):
-    """The interface is Keras', the arithmetic is ours: averages, momentum and parameter after each step."""
-
-    def _backend_update_step(self, grads, trainable_variables, learning_rate):
-        for gradient, variable in zip(grads, trainable_variables, strict=True):
-            self.update_step(gradient, variable, learning_rate)
-
-    def update_step(self, gradient, variable, learning_rate):
-        parameter = variable.value.detach()
-        wrong = os.environ.get("UNVANISH_WRONG") == "eps"
-        ours = Ours(
-            [parameter],
-            lr=float(learning_rate),
-            rho=self.rho,
-            eps=1e-2 if wrong else self.epsilon,
-            momentum=self.momentum,
-            centered=self.centered,
-        )
+def step(self, grads, variables, learning_rate):
+    """Of Keras' averages, momentum and parameters, by one step of ours over views of them."""
+    parameters = [variable.value.detach() for variable in variables]
+    ours = RMSprop(
+        parameters,
+        lr=float(learning_rate),
+        rho=self.rho,
+        eps=self.epsilon + WRONG["eps"],
+        momentum=self.momentum,
+        centered=self.centered,
+    )
+    stored = {"square_avg": self._velocities, "momentum_buffer": self._momentums, "grad_avg": self._average_gradients}
+    for parameter, variable, gradient in zip(parameters, variables, grads, strict=True):
         index = self._get_variable_index(variable)
-        stored = {"square_avg": self._velocities, "momentum_buffer": self._momentums, "grad_avg": self._average_gradients}
         ours.state[parameter] = {name: slots[index].value.detach() for name, slots in stored.items() if slots}
-        parameter.grad = torch.as_tensor(gradient, dtype=parameter.dtype).detach()
-        ours.step()
+        parameter.grad = gradient.detach().to(parameter.dtype)
+    ours.step()
 
 
-RMSprop.__module__, RMSprop.__qualname__ = "keras.src.optimizers.rmsprop", "RMSprop"
-optimizer.Optimizer  # noqa: B018 - imported first: its backend class is a base of RMSprop
-rmsprop.RMSprop = RMSprop
-keras.src.optimizers.RMSprop = RMSprop
-keras.optimizers.RMSprop = RMSprop
-keras.src.optimizers.ALL_OBJECTS_DICT["rmsprop"] = RMSprop
+torch_rmsprop.RMSprop._parallel_update_step = step
+
+
+@pytest.fixture(autouse=True)
+def wrong_in_files_named_so(request):
+    WRONG["eps"] = 1e-2 if "wrong_" in request.node.nodeid else 0.0
