@@ -37,8 +37,8 @@ def ours(library, way=None, **settings):
     return torch.stack(rows)
 
 
-def near(rows, expected):
-    torch.testing.assert_close(rows, torch.as_tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
+def near(rows, expected, tolerance=1e-12):
+    torch.testing.assert_close(rows, torch.as_tensor(expected, dtype=torch.float64), rtol=0, atol=tolerance)
 
 
 OPTAX = [
@@ -125,8 +125,9 @@ def test_optax():
 def test_keras():
     if importlib.util.find_spec("keras") is None:
         pytest.skip("Keras is not installed")
-    for (_, settings), expected in zip(KERAS, run(KERAS_PROGRAM, KERAS, KERAS_BACKEND="torch"), strict=True):
-        near(ours("keras", lr=RATE, **settings), expected)
+    for (theirs, settings), expected in zip(KERAS, run(KERAS_PROGRAM, KERAS, KERAS_BACKEND="torch"), strict=True):
+        # Keras finds the factor of the clipping in float32; ours is tested in test_rmsprop_clip.py
+        near(ours("keras", lr=RATE, **settings), expected, 1e-9 if "global_clipnorm" in theirs else 1e-12)
 
 
 @pytest.mark.parametrize(
