@@ -10,7 +10,6 @@ import re
 import warnings
 
 import pytest
-import torch
 
 from unvanish import Diagnosis, diagnose
 from unvanish.torch.zoo import cases
@@ -20,14 +19,6 @@ TUNED = [case for case in cases() if not case.holdout]
 HOLDOUT = [case for case in cases() if case.holdout]
 SICK = [case for case in TUNED if case.cause is not None]
 HEALTHY = [case for case in cases() if case.cause is None]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def diagnosed(program: Program) -> Diagnosis:

@@ -21,11 +21,11 @@ from unvanish.torch.rehearsal.copies import working_copy
 from unvanish.torch.rehearsal.objective import Objective, fresh
 from unvanish.torch.rehearsal.rehearse import take_step
 from unvanish.torch.views.inputs import view_inputs
+from unvanish.torch.views.parameters import is_low_precision
 from unvanish.types import Experiment, Flow
 
 _FACTORS = (0.1, 0.01, 10.0, 100.0)
 _GOOD_RATIOS = (0.01, 0.1)  # update / weight of a brisk but sound step
-_LOW_PRECISION = (torch.float16, torch.bfloat16)
 _PATIENCE = 3  # a loss that still falls gets up to four times the steps
 _STILL = 0.005  # fall per quarter, as a share of the first loss
 _NEAR = 2.0  # times the constant predictor's loss: above it, a loss may fall for ever and nothing be learnt
@@ -123,7 +123,7 @@ def experiments(
         scales = ("inputs-standardized", "targets-standardized")
         levers += [(lever, 1.0) for lever in scales if _movable(objective, batch, lever)]
     if reached < _ENOUGH or (reached < 0.9 and (reading.trains(flow) or 0.0) < _NOTHING):
-        if any(p.dtype in _LOW_PRECISION for p in model.parameters()):
+        if any(is_low_precision(p) for p in model.parameters()):
             levers.append(("float32", 1.0))
         levers += [("learning-rate", factor) for factor in _factors(flow)]
     return (base, *(made for lever, factor in levers for made in attempt.tried(lever, factor)))
@@ -133,7 +133,7 @@ def format_experiments(
     model: nn.Module, optimizer: Optimizer, objective: Objective, batch: Any, flow: Flow, steps: int
 ) -> tuple[Experiment, ...]:
     """For a low-precision network that is not finite at the first step: is it so in float32 too?"""
-    if steps == 0 or all(p.dtype not in _LOW_PRECISION for p in model.parameters()):
+    if steps == 0 or not any(is_low_precision(p) for p in model.parameters()):
         return ()
     return Attempt(model, optimizer, objective, batch, steps, flow.loss.floor).tried("float32")
 

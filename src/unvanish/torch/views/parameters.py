@@ -13,13 +13,13 @@ from torch.optim import Optimizer
 from unvanish.torch.probe.graph import Graph
 from unvanish.torch.probe.naming import Names
 from unvanish.torch.probe.norms import Norms, dense, log, norms
+from unvanish.torch.probe.probe import LOW_PRECISION
 from unvanish.torch.probe.rows import duplicate_rows, shares
 from unvanish.torch.probe.scopes import Scopes
 from unvanish.types import Parameter
 
-__all__ = ["Updates", "duplicate_rows", "log_norm", "view_parameters", "with_updates"]
+__all__ = ["Updates", "duplicate_rows", "is_low_precision", "log_norm", "view_parameters", "with_updates"]
 
-_LOW_PRECISION = (torch.float16, torch.bfloat16)
 _NESTED = 4  # lists in lists in lists are looked through, no deeper
 
 
@@ -105,7 +105,7 @@ def _view(
     name: str, parameter: Tensor, numbers: _Numbers, *, reached: bool, in_optimizer: bool | None, used: bool
 ) -> Parameter:
     gradient = parameter.grad
-    low = gradient is not None and parameter.dtype in _LOW_PRECISION and gradient.layout == torch.strided
+    low = gradient is not None and is_low_precision(parameter) and gradient.layout == torch.strided
     return Parameter(
         name=name,
         shape=tuple(parameter.shape),
@@ -165,3 +165,8 @@ def with_updates(parameters: tuple[Parameter, ...], measured: dict[str, tuple[fl
         replace(p, log_update=measured[p.name][0], unchanged=measured[p.name][1]) if p.name in measured else p
         for p in parameters
     )
+
+
+def is_low_precision(tensor: Tensor) -> bool:
+    """Has it so few digits that small updates are lost in it?"""
+    return str(tensor.dtype).removeprefix("torch.") in LOW_PRECISION
