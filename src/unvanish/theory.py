@@ -137,7 +137,12 @@ class OperatingPoint(NamedTuple):
 
 
 def operating_point(
-    phi: Elementwise, depth: int, derivative: Elementwise | None = None, *, zeta: float = 1.5
+    phi: Elementwise,
+    depth: int,
+    derivative: Elementwise | None = None,
+    *,
+    beta: float | None = None,
+    zeta: float = 1.5,
 ) -> OperatingPoint:
     r"""Scale and shift at which a plain net of this depth keeps its inputs apart and its gradients alive.
 
@@ -154,6 +159,7 @@ def operating_point(
         phi: activation, elementwise on float64 arrays.
         depth: number of activations L in a row.
         derivative: its derivative, elementwise; by differences over the cells of the grid where not given.
+        beta: the shift, where there is no choice, such as 0 for layers without bias.
         zeta: squared slope of the whole net; 1.5 is best from 10 to 1,000 layers.
 
     Returns:
@@ -176,7 +182,8 @@ def operating_point(
             "Give the number of activations in a row, and leave zeta at 1.5."
         )
     slope = math.exp(math.log(zeta) / depth)
-    shift = next((b for b in (_best(phi, derivative, shifts, slope) for shifts in _shifts(phi)) if b is not None), None)
+    choices = _shifts(phi) if beta is None else [[beta]]
+    shift = next((b for b in (_best(phi, derivative, shifts, slope) for shifts in choices) if b is not None), None)
     point = None if shift is None else _at_shift(phi, derivative, shift, slope)
     if point is None:
         raise ValueError(

@@ -140,8 +140,10 @@ def _initialize(
     after = vital_signs(model, inputs, wiring)
     left = _untouched(model, painter.seen | kept, wiring)
     done = Initialization(tuple(painter.actions), left, plan.depths, before, after)
-    for text in after.failures():
-        warnings.warn(f"initialisation of {type(model).__name__} is not good: {text}. Print the result.", stacklevel=3)
+    if failures := "; ".join(after.failures()):
+        warnings.warn(
+            f"The initialisation of {type(model).__name__} is not good: {failures}. Print the result.", stacklevel=3
+        )
     return done
 
 

@@ -70,17 +70,18 @@ def carry(step: Step, given: Input, basis: Basis | None, generator: torch.Genera
     rows, columns = layout.outputs // (1 + pairs), layout.inputs // (1 + given.mirrored)
     pattern = _to_remove(step, given)
     places = layout.places(patch=_whole_patch(step, columns, pattern))
-    width = columns * len(places)
+    meeting = 1 if layout.transposed else len(places)  # transposed, each output meets one of the places
+    width = columns * meeting
     fitting = basis if basis is not None and layout.groups == 1 and width == len(basis.axes) else None
     turn, after = _turn(layout.groups, rows, width, fitting, layer.weight, generator)
     lift: Tensor | float = 0.0
     if pattern is not None and width > 1:
-        pattern = pattern.repeat_interleave(len(places)).to(turn)
+        pattern = pattern.repeat_interleave(meeting).to(turn)
         turn, after = without_direction(turn, pattern, generator) * length_keeping(rows, width), None
         lift = target.beta * pattern / pattern.dot(pattern)
     turn = target.alpha * given.gain * turn + lift
     kernels = turn.new_zeros(layout.groups, rows, columns, layout.taps)
-    kernels[..., places] = turn.reshape(layout.groups, rows, columns, len(places))
+    kernels[..., places] = turn.reshape(layout.groups, rows, columns, meeting)
     if given.mirrored:
         kernels = torch.cat([kernels, -kernels], dim=2)
     if pairs:

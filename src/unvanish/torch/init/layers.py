@@ -13,7 +13,7 @@ from unvanish.torch.init.matrices import Layout
 from unvanish.torch.wiring import Op, Wiring
 
 _TURNS = frozenset({"permute", "transpose", "swapaxes", "movedim", "t"})
-_SAME = frozenset({"contiguous", "clone", "to", "float", "dropout", "dropout1d", "dropout2d", "dropout3d"})
+_SAME = frozenset({"contiguous", "clone", "to", "float", "pad", "dropout", "dropout1d", "dropout2d", "dropout3d"})
 _PRODUCTS = {"linear": (0, "weight"), "addmm": (1, "mat2"), "mm": (0, "mat2"), "matmul": (0, "other")}
 
 

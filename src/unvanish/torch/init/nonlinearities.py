@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from unvanish.theory import Array, Elementwise, mirror_slope
 from unvanish.torch.wiring import Op, Wiring
 
-_BINARY = frozenset({"add", "sub", "mul", "div", "truediv", "iadd", "isub", "imul", "maximum", "minimum", "pow"})
+_BINARY = frozenset({"add", "sub", "mul", "div", "truediv", "iadd", "isub", "imul", "maximum", "minimum"})
 _PROBE = torch.tensor([-2.5, -1.0, -0.3, 0.0, 0.2, 0.9, 3.0], dtype=torch.float64)
 
 
@@ -139,9 +139,9 @@ def _is_pointwise(op: Op, slope: float | None) -> bool:
     if op.parameters or op.computed or not op.inputs or op.kind not in ("activation", "scale", "merge", "other"):
         return False
     if len(op.inputs) > 1:
-        return op.name in _BINARY and len(op.inputs) == 2 and not op.arguments
+        return not op.arguments and len(op.inputs) == (2 if op.name in _BINARY else 3 if op.name == "where" else 0)
     try:
         value, turned = op.apply(_PROBE), op.apply(_PROBE.flip(0))
     except Exception:  # whatever a user's function says to a tensor of another shape: it is not elementwise
         return False
-    return value.shape == _PROBE.shape and value.is_floating_point() and torch.equal(value.flip(0), turned)
+    return value.shape == _PROBE.shape and torch.equal(value.flip(0), turned)

@@ -16,7 +16,7 @@ from unvanish.torch.wiring import Op, Wiring
 
 Method = Literal["auto", "operating point", "mirrored"]
 Role = Literal["chain", "he", "zero", "small", "xavier"]
-_SAME = frozenset({"contiguous", "clone", "to", "float", "double", "half", "bfloat16", "type"})
+_SAME = frozenset({"contiguous", "clone", "to", "float", "double", "half", "bfloat16", "type", "pad"})
 _TURNS = frozenset({"permute", "transpose", "swapaxes", "movedim", "t"})
 _FOLDS = frozenset({"flatten", "view", "reshape", "ravel", "squeeze", "unsqueeze", "unflatten"})
 _AVERAGES = frozenset({"avg_pool1d", "avg_pool2d", "avg_pool3d", "mean"}) | {
@@ -227,22 +227,35 @@ def _codes(
         if method != "operating point" and _mirrors(wiring, curve, signal, signals, layers, roles):
             code = Code(slope=curve.mirror)
         else:
-            key = (*curve.key, lengths[signal.chain])
+            given = (lengths[signal.chain], signal.layer.bias is None, _knows_mean(signal.layer, signals, codes))
+            key = (*curve.key, *given)
             if key not in known:
-                known[key] = Code(*operating_point(curve.phi, lengths[signal.chain]))
+                known[key] = _code(curve, *given)
             code = known[key]
-            if code.beta and not _shifts(signal.layer, signals, codes):
-                code = Code(*standardized(curve.phi, 1.0, 0.0))
         codes[curve.exit] = coded[signal.layer.index] = code
     return codes, coded
 
 
-def _shifts(layer: Layer, signals: dict[int, Signal], codes: dict[int, Code]) -> bool:
-    """Whether a layer can add a constant to its output: by its bias, or out of a mean that its input is known for."""
+def _code(curve: Nonlinearity, depth: int, biasless: bool, knows_mean: bool) -> Code:
+    """An operating point that the layer in front can reach.
+
+    Without a bias, the shift has to come out of the input's mean, which feeds back: only activations that have no
+    operating point at 0, such as ReLU, get one that way.
+    """
+    if not biasless:
+        return Code(*operating_point(curve.phi, depth))
+    try:
+        return Code(*operating_point(curve.phi, depth, beta=0.0))
+    except ValueError:
+        return Code(*operating_point(curve.phi, depth)) if knows_mean else Code(*standardized(curve.phi, 1.0, 0.0))
+
+
+def _knows_mean(layer: Layer, signals: dict[int, Signal], codes: dict[int, Code]) -> bool:
+    """Whether a layer's input has a known mean that weights can make a shift of."""
     before = signals.get(layer.source)
     code = codes.get(before.code) if before is not None and before.code is not None else None
     whole = layer.layout.groups == 1 and layer.layout.inputs > 1
-    return layer.bias is not None or (code is not None and code.mean != 0 and code.slope is None and whole)
+    return code is not None and code.mean != 0 and code.slope is None and whole
 
 
 def _mirrors(
