@@ -161,7 +161,8 @@ class _Search:
     def _end(self, op: Op, trail: _Trail, found: _Found, args: Any, kwargs: Any) -> None:
         """A layer reads units."""
         weights = [name for _, name in op.parameters if self._parameters[name].ndim >= 2]
-        plan = plan_of(op, self._parameters[weights[0]].ndim) if len(weights) == 1 else None
+        alone = len(weights) == 1 and len(op.inputs) == 1
+        plan = plan_of(op, self._parameters[weights[0]].ndim) if alone else None
         axis = along(trail.owners, plan.channel_axis, found.units) if plan is not None else None
         if not trail.activated:
             found.blocked.append(f"`{op.name}` of {op.module or 'the model'} reads them without an activation")
@@ -210,6 +211,8 @@ class _Search:
                 whys.append(f"{name} is used {self._uses[name]} times (tied, or a shared layer)")
             elif not self._parameters[name].requires_grad:
                 whys.append(f"{name} is frozen")
+            elif self._parameters[name].is_complex():
+                whys.append(f"{name} is complex")
         if not whys and len(found.activations) != 1:
             whys.append("several activations follow" if found.activations else "no activation follows")
         return whys

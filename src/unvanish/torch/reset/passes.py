@@ -14,8 +14,15 @@ OnOp = Callable[[Op, tuple[Any, ...], dict[str, Any], Any], None]
 Signature = tuple[Any, ...]
 
 
-class RewiredError(Exception):
+class RewiredError(ValueError):
     """A pass made other calls than the one before it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "UnitReset saw the model make different calls in two passes over the same batch. Units can be followed "
+            "only where the same inputs take the same way. Switch random branches (layer drop, stochastic depth) off "
+            "for the check, or put the model in eval() around it."
+        )
 
 
 def run(model: nn.Module, inputs: Any, on_op: OnOp, *, like: Signature | None = None) -> tuple[Wiring, list[Tensor]]:

@@ -15,12 +15,13 @@ from unvanish.torch.reset.choose import Choice, choose, forget_units
 from unvanish.torch.reset.events import ResetEvent, ResetReport
 from unvanish.torch.reset.groups import UnitGroup
 from unvanish.torch.reset.layout import Layout, layout_of
-from unvanish.torch.reset.observe import UnitWatch, aftermath, output_change, readings
+from unvanish.torch.reset.observe import UnitWatch
+from unvanish.torch.reset.operate import Patient, all_units, operate
 from unvanish.torch.reset.passes import RewiredError
 from unvanish.torch.reset.ranks import merged
 from unvanish.torch.reset.scores import ScoreChoice, State, scores_of
 from unvanish.torch.reset.statistics import UnitStatistics
-from unvanish.torch.reset.surgery import Initializer, Surgeon, set_running
+from unvanish.torch.reset.surgery import Initializer, Surgeon
 
 Chosen = list[tuple[UnitGroup, list[Choice]]]
 
@@ -124,6 +125,8 @@ class UnitReset:
     def step(self, inputs: Any) -> tuple[ResetEvent, ...]:
         """Count one step of the optimizer; at each ``every``-th, check and reset.
 
+        To be called after ``optimizer.step()``: gradients that still wait in ``.grad`` are those of the old units.
+
         Args:
             inputs: what the model is called with: a tensor, a tuple of positional or a mapping of keyword arguments.
                 Looked at only when a check is due.
@@ -135,7 +138,7 @@ class UnitReset:
         return self.check(inputs).events if self._step % self._every == 0 else ()
 
     def check(self, inputs: Any, *, dry_run: bool = False) -> ResetReport:
-        """Check now, whatever the schedule says.
+        """Check now, whatever the schedule says; units younger than ``maturity`` are never chosen.
 
         Args:
             inputs: as for :meth:`step`.
@@ -164,19 +167,18 @@ class UnitReset:
         trainable = tuple(parameter.requires_grad for parameter in self._model.parameters())
         if trainable != self._trainable:  # what the user has frozen since is left alone
             self._layout, self._trainable = None, trainable
-        for _ in range(2):
-            if self._layout is None or self._watch is None:
-                self._layout = layout_of(self._model, inputs)
-                self._watch = UnitWatch(self._layout, self._values_read)
-            try:
-                return merged(self._watch.measure(self._model, inputs))
-            except RewiredError:
-                self._layout = None
-        raise ValueError(
-            "UnitReset saw the model make different calls in two passes over the same batch. Units can be followed "
-            "only where the same inputs take the same way. Switch random branches (layer drop, stochastic depth) off "
-            "for the check, or put the model in eval() around it."
-        )
+        if self._layout is None or self._watch is None:
+            self._look(inputs)
+            assert self._watch is not None
+        try:
+            return merged(self._watch.measure(self._model, inputs))
+        except RewiredError:
+            self._look(inputs)
+            return merged(self._watch.measure(self._model, inputs))
+
+    def _look(self, inputs: Any) -> None:
+        self._layout = layout_of(self._model, inputs)
+        self._watch = UnitWatch(self._layout, self._values_read)
 
     def _choices(self, group: UnitGroup, statistics: UnitStatistics, memory: dict[str, State]) -> list[Choice]:
         device = statistics.samples.device
@@ -215,26 +217,21 @@ class UnitReset:
     def _operate(
         self, inputs: Any, chosen: Chosen, statistics: dict[str, UnitStatistics], events: tuple[ResetEvent, ...]
     ) -> tuple[ResetEvent, ...]:
-        """Reset the chosen units, from the input to the output: a later layer's new units read the earlier ones'."""
+        """Reset the chosen units; the events with what came of it."""
         assert self._layout is not None
-        signature = self._layout.signature
-        before = readings(self._model, inputs, tuple(r for group, _ in chosen for r in group.readers), signature)
-        units = {group.layer: torch.stack([c.units for c in choices]).any(dim=0) for group, choices in chosen}
-        compensated = {}
-        for group, _ in chosen:
-            bounded = statistics[group.layer].family.bounded
-            compensated[group.layer] = self._surgeon.reset(
-                group, units[group.layer], before, bounded=bounded, step=self._step
-            )
-            self._born[group.layer][units[group.layer].cpu()] = self._step
-            forget_units(self._memory[group.layer], units[group.layer])
-        norms = tuple(norm for group, _ in chosen for norm in group.norms)
-        moments, outputs = aftermath(self._model, inputs, norms, signature)
-        for group, _ in chosen:
-            for norm in group.norms:
-                set_running(self._model, norm, units[group.layer], moments[norm.op])
-        change = output_change(before.outputs, outputs)
-        return tuple(replace(e, output_change=change, compensated=compensated[e.layer]) for e in events)
+        patients = tuple(
+            Patient(group, all_units([c.units for c in choices]), statistics[group.layer].family.bounded)
+            for group, choices in chosen
+        )
+        outcome = operate(
+            self._model, inputs, patients, self._surgeon, step=self._step, signature=self._layout.signature
+        )
+        for patient in patients:
+            self._born[patient.group.layer][patient.units.cpu()] = self._step
+            forget_units(self._memory[patient.group.layer], patient.units)
+        return tuple(
+            replace(e, output_change=outcome.output_change, compensated=outcome.compensated[e.layer]) for e in events
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """What has to be saved to go on as if there had been no break: steps, ages, what scores remember, events."""
@@ -264,10 +261,19 @@ class UnitReset:
             )
         self._step = int(state["step"])
         self._born = {layer: born.clone().cpu() for layer, born in state["born"].items()}
-        self._memory = copy.deepcopy(state["memory"])
+        self._memory = {
+            layer: {score: self._moved(layer, kept) for score, kept in scores.items()}
+            for layer, scores in state["memory"].items()
+        }
         self.events = [
             ResetEvent(**{**e, "units": tuple(e["units"]), "values": tuple(e["values"])}) for e in state["events"]
         ]
 
     def _is_layer(self, layer: str) -> bool:
         return f"{layer}.weight" in self._surgeon.parameters or layer in self._surgeon.parameters
+
+    def _moved(self, layer: str, state: State) -> State:
+        """A copy of what a score remembers, where the layer is."""
+        parameters = self._surgeon.parameters
+        device = parameters.get(f"{layer}.weight", parameters.get(layer, torch.empty(0))).device
+        return {name: tensor.to(device, copy=True) for name, tensor in state.items()}
