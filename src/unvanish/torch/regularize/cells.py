@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from unvanish.torch.regularize.ratios import Part, deviation, rows_of, times
+from unvanish.torch.regularize.ratios import Part, deviation, lengths, times
 from unvanish.torch.regularize.recorder import CellCall
 from unvanish.torch.regularize.sweep import simple_part, slopes
 
@@ -45,17 +45,21 @@ def cell_part(name: str, inputs: Tensor, before: State, after: State, arrived: S
     """
     if name.startswith("rnn"):
         return simple_part(weights[1], slopes(before[0], name), arrived[0] * slopes(after[0], name))
-    rows = rows_of(torch.cat(arrived, -1)).near_one()
-    cotangents = rows.scaled.to(inputs.dtype).flatten(0, 1).split([part.shape[-1] for part in arrived], -1)
+    joined = torch.cat(arrived, -1)
+    size = lengths(joined)
+    unit = (joined / torch.where(size == 0, 1.0, size)).to(joined.dtype)
+    cotangents = unit.flatten(0, 1).split([part.shape[-1] for part in arrived], -1)
     with torch.enable_grad():
         leaves = tuple(weight.detach().requires_grad_() for weight in weights)
         states = tuple(part.flatten(0, 1).detach().requires_grad_() for part in before)
         results = step(name, inputs.flatten(0, 1), states, leaves)
         pulled = torch.cat(torch.autograd.grad(results, states, cotangents, create_graph=True), -1)
-    value, direction = deviation(pulled.detach().unflatten(0, inputs.shape[:2]), rows)
-    gradients = torch.autograd.grad(pulled, leaves, direction.flatten(0, 1).to(pulled.dtype), allow_unused=True)
+    end = pulled.detach()
+    value, factors = deviation(lengths(end.unflatten(0, inputs.shape[:2])), (size != 0).to(size.dtype))
+    direction = end * factors.flatten(0, 1).to(end.dtype)
+    gradients = torch.autograd.grad(pulled, leaves, direction, allow_unused=True)
     known = tuple((w, times(g)) for w, g in zip(weights, gradients, strict=True) if g is not None)
-    return Part(value, known, rows.alive.sum())
+    return Part(value, known, (size != 0).sum())
 
 
 def loop_parts(calls: list[CellCall], arrived: dict[GradientEdge, Tensor | None]) -> Iterator[Part]:

@@ -6,17 +6,15 @@ The ratio needs u = J^T W^T v: W^T v comes from the one sweep over the graph; J,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
-from unvanish.torch.regularize.ratios import GradientRule, Part, deviation, outer, rows_of, times
+from unvanish.torch.regularize.ratios import GradientRule, Part, deviation, lengths, outer, times
 from unvanish.torch.regularize.recorder import LayerCall
-
-_TOGETHER = 1 << 20  # bytes: larger tensors gain nothing side by side
 
 _ELEMENTWISE = frozenset(
     f"{name}Backward0"
@@ -74,23 +72,22 @@ def _sources(into: GradientEdge, made: dict[Node, LayerCall]) -> list[Node]:
     return found
 
 
-def layer_parts(steps: list[LayerStep], arrived: dict[GradientEdge, Tensor | None]) -> Iterator[Part]:
-    """Value and gradient of the transitions, those of one shape together.
+def layer_parts(steps: list[LayerStep], arrived: dict[GradientEdge, Tensor | None]) -> list[Part]:
+    """Value and gradient of the transitions.
 
     Args:
         steps: the transitions.
         arrived: the loss's gradient at the edges ``into`` and ``out`` of the layers.
     """
+    reached = [
+        _Reached(step, cotangent, passed)
+        for step in steps
+        if (cotangent := arrived[step.call.out]) is not None and (passed := arrived[step.into]) is not None
+    ]
     groups: dict[tuple[object, ...], list[_Reached]] = {}
-    for step in steps:
-        cotangent, passed = arrived[step.call.out], arrived.pop(step.into)  # it is needed no more
-        if cotangent is not None and passed is not None:
-            kind = (cotangent.shape, passed.shape, step.before.shape, passed.dtype, passed.device)
-            groups.setdefault(kind, []).append(_Reached(step, cotangent, passed))
-    for group in groups.values():
-        together = max(1, _TOGETHER // group[0].passed.nbytes)
-        for start in range(0, len(group), together):
-            yield _part(group[start : start + together])
+    for transition in reached:
+        groups.setdefault((len(_rows(transition.cotangent)), transition.cotangent.device), []).append(transition)
+    return [_part(group) for group in groups.values()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,25 +104,20 @@ def _part(group: list[_Reached]) -> Part:
 
     Both are linear in v, which may be as small as 1e-38: one number, as J may mix samples, brings it near 1.
     """
-    rows = rows_of(_rows(_stacked([reached.cotangent for reached in group])))
-    scale = rows.size.amax(1, keepdim=True).clamp_min(torch.finfo(rows.size.dtype).tiny).reciprocal()
+    before = torch.stack([lengths(_rows(reached.cotangent)) for reached in group])
+    largest = before.amax(1, keepdim=True)
+    scale = torch.where(largest == 0, 1.0, largest).reciprocal()
     scales = scale.flatten().unbind()
     ways = [
         _between(reached.step, (reached.passed * factor).to(reached.passed.dtype))
         for reached, factor in zip(group, scales, strict=True)
     ]
-    pulled = _stacked([end for end, _ in ways])
-    value, slope = deviation(_rows(pulled), rows, scale)
-    slopes = slope.reshape(pulled.shape).to(pulled.dtype).unbind()
-    gradients = tuple(
-        (reached.step.call.weight, _weight_rule(reached, push(slope), factor))
-        for reached, (_, push), slope, factor in zip(group, ways, slopes, scales, strict=True)
-    )
-    return Part(value, gradients, rows.alive.sum())
-
-
-def _stacked(tensors: list[Tensor]) -> Tensor:
-    return torch.stack(tensors) if len(tensors) > 1 else tensors[0].unsqueeze(0)
+    value, slope = deviation(torch.stack([lengths(_rows(pulled)) for pulled, _ in ways]), before * scale)
+    gradients = []
+    for reached, (pulled, push), rows, factor in zip(group, ways, slope.unbind(), scales, strict=True):
+        pushed = push((_rows(pulled) * rows.to(pulled.dtype)).reshape(pulled.shape))
+        gradients.append((reached.step.call.weight, _weight_rule(reached, pushed, factor)))
+    return Part(value, tuple(gradients), (before != 0).sum())
 
 
 def _between(step: LayerStep, start: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -139,9 +131,9 @@ def _between(step: LayerStep, start: Tensor) -> tuple[Tensor, Callable[[Tensor],
     return end.detach(), lambda w: torch.autograd.grad(end, start, w)[0]
 
 
-def _rows(tensors: Tensor) -> Tensor:
-    """(transitions, samples, features) of stacked tensors: one row for each sample."""
-    return tensors.flatten(2) if tensors.ndim > 2 else tensors.unsqueeze(1)
+def _rows(tensor: Tensor) -> Tensor:
+    """One row for each sample."""
+    return tensor.flatten(1) if tensor.ndim > 1 else tensor.unsqueeze(0)
 
 
 def _weight_rule(reached: _Reached, inputs: Tensor, scale: Tensor) -> GradientRule:

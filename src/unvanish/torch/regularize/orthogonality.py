@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from unvanish.torch.regularize.matrices import weight_places
-from unvanish.torch.regularize.ratios import rows_of, times, with_gradients
+from unvanish.torch.regularize.ratios import times, with_gradients
 
 
 class _Orthogonality(ABC):
@@ -109,11 +109,11 @@ class SpectralIsometry(_Orthogonality):
         direction = self._direction(index, matrices)
         image = matrices @ direction  # (blocks, rows, 1)
         moved = matrices.mT @ image - direction
-        rows = rows_of(moved.squeeze(-1))
-        following = (rows.scaled / rows.length).unsqueeze(-1)
-        self._directions[index] = torch.where(rows.alive[:, None], following, direction)
+        length = torch.linalg.vector_norm(moved, dim=1, keepdim=True)
+        following = torch.where(length > 0, moved / length, 0.0)
+        self._directions[index] = torch.where(length > 0, following, direction)
         gradient = torch.baddbmm(image @ following.mT, matrices @ following, direction.mT)
-        return (rows.length * rows.size).sum(), gradient
+        return length.sum(), gradient
 
     def _direction(self, index: int, matrices: Tensor) -> Tensor:
         known = self._directions.get(index)

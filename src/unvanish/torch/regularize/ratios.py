@@ -22,59 +22,41 @@ class Part:
     seen: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Vectors of any size, one row for each sample, and their directions.
+_FAINTEST = 1e-30  # a ratio below this counts as this where a direction is wanted: float32 holds its inverse
 
-    Attributes:
-        scaled: (..., features), each row divided by its largest element.
-        length: (..., 1), L2 norm of a scaled row.
-        size: (..., 1), the largest element of a row; 0 where there is no signal.
-        alive: (..., 1), False for rows of zeros and of numbers too small for full precision (subnormal ones).
+
+def lengths(rows: Tensor) -> Tensor:
+    """L2 norms along the last axis, kept as an axis, in float64: squares of float32 numbers below 1e-23 would be 0.
+
+    Where there is no float64 the largest element of each row is divided out first.
     """
-
-    scaled: Tensor
-    length: Tensor
-    size: Tensor
-    alive: Tensor
-
-    def near_one(self) -> Rows:
-        """The scaled rows as rows of their own: for what is linear in each row alone, and needs its direction only."""
-        return Rows(self.scaled, self.length, self.alive.to(self.size.dtype), self.alive)
+    if rows.device.type != "mps":
+        exact: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float64)
+        return exact
+    rows = rows.float()
+    largest = rows.abs().amax(-1, keepdim=True)
+    scaled: Tensor = torch.linalg.vector_norm(rows / largest.clamp_min(1e-38), dim=-1, keepdim=True)
+    return scaled * largest
 
 
-def rows_of(vectors: Tensor) -> Rows:
-    """Directions by dividing by the largest element: squares of float32 numbers below 1e-23 would be 0, above 1e19 inf.
+def deviation(after: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Sum over transitions of the mean over samples of (||u|| / ||v|| - 1)^2, and its derivative.
+
+    Samples with ||v|| = 0 count for nothing.  A NaN counts: it must not pass for silence.
 
     Args:
-        vectors: (..., features); float16 and bfloat16 are widened to float32.
-    """
-    vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
-    largest = vectors.abs().amax(-1, keepdim=True)  # five times as fast on a CPU as the infinity norm
-    alive = ~(largest < torch.finfo(vectors.dtype).tiny)  # a NaN is alive: it must not pass for silence
-    scaled = vectors * torch.where(alive, largest, torch.inf).reciprocal()
-    length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
-    return Rows(scaled, torch.where(alive, length, 1.0), torch.where(alive, largest, 0.0), alive)
-
-
-def deviation(pulled: Tensor, cotangents: Rows, scale: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
-    r"""Sum over transitions of the mean over samples of (||u|| / ||v|| - 1)^2, and its derivative by u.
-
-    Args:
-        pulled: u, the Jacobian's transpose applied to ``scale`` * v; (transitions, samples, features).
-        cotangents: v of the same transitions and samples.
-        scale: brings v into range; one number.
+        after: ||u||, the Jacobian's transpose applied to v, (transitions, samples, 1).
+        before: ||v||, same shape.
 
     Returns:
-        The value and w, the derivative by u: with J linear in W, that by W is the gradient of <scale * v, J w>.
+        The value, and c for each row: the derivative by u is c u.
     """
-    rows = rows_of(pulled)
-    before = torch.where(cotangents.alive, cotangents.size * scale, 1.0) * cotangents.length
-    ratio = rows.size * rows.length / before
-    counted = cotangents.alive.to(ratio.dtype)
-    share = counted / counted.sum(1, keepdim=True).clamp_min(1)
+    alive = before != 0
+    before = torch.where(alive, before, 1.0)
+    ratio = after / before
+    share = alive.to(ratio.dtype) / alive.sum(1, keepdim=True).clamp_min(1)
     off = (ratio - 1) * share
-    return (off * (ratio - 1)).sum(), rows.scaled * (2 * off / (before * rows.length))
+    return (off * (ratio - 1)).sum(), 2 * off / (before * after.clamp_min(_FAINTEST))
 
 
 class _Known(torch.autograd.Function):

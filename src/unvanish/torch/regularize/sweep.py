@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unvanish.torch.regularize.ratios import Part, deviation, outer, rows_of
+from unvanish.torch.regularize.ratios import Part, deviation, lengths, outer
 
 _LOST = 1e-30  # below this a float32 cotangent is on its way out of range
 
@@ -27,10 +27,12 @@ def simple_part(weight: Tensor, slope: Tensor, cotangents: Tensor) -> Part:
         slope: s'(x_t) of the states that the steps start from, (steps, samples, features).
         cotangents: dC/dx_{t+1}, in any scale per row, same shape.
     """
-    rows = rows_of(cotangents).near_one()
-    wide = weight.detach().to(rows.scaled.dtype)
-    value, direction = deviation((rows.scaled @ wide) * slope, rows)
-    return Part(value, ((weight, outer(rows.scaled, direction * slope)),), rows.alive.sum())
+    size = lengths(cotangents)
+    unit = (cotangents / torch.where(size == 0, 1.0, size)).to(cotangents.dtype)
+    pulled = (unit @ weight.detach()) * slope
+    value, slopes = deviation(lengths(pulled), (size != 0).to(size.dtype))
+    pushed = pulled * slopes.to(pulled.dtype) * slope
+    return Part(value, ((weight, outer(unit, pushed)),), (size != 0).sum())
 
 
 def sweep(weight: Tensor, slope: Tensor, injected: Tensor) -> Tensor:
