@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -108,6 +109,7 @@ def test_nan_in_one_process(world: DeviceMesh, place: int) -> None:
             report = clip(model, 1.0, nonfinite="skip")
             assert report.skipped
             assert report.nonfinite == 1
+            assert math.isnan(report.norm), "in the process that has none as well"
             plain = layer(linear, torch.ones(4, 4), values.clone())
             assert clip(model, 1.0, nonfinite="zero").nonfinite == 1
             clip(plain, 1.0, nonfinite="zero")
