@@ -178,3 +178,33 @@ def test_values_that_are_not_finite_are_counted() -> None:
 )
 def test_the_axis_of_samples(shape: tuple[int, ...], batch: int, axis: int | None) -> None:
     assert batch_axis(shape, batch) == axis
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_zero_gradients_among_tiny_ones(dtype: torch.dtype) -> None:
+    """Exactly zero is told from what float32 squares to zero, whatever was measured before."""
+    queue = Norms()
+    smallest = float(torch.finfo(dtype).smallest_normal) / 8
+    values = [1.0, 0.0, smallest, 0.0, 0.0, 1e-3, smallest, 0.0] * 40
+    tensors = [torch.zeros(6, 5, dtype=dtype).index_fill_(0, torch.tensor([2]), value) for value in values]
+    slots = [queue.add(tensor) for tensor in tensors]
+    for slot, tensor in zip(slots, tensors, strict=True):
+        assert queue.norm(slot) == pytest.approx(exact(tensor), rel=1e-5, abs=0)
+
+
+@pytest.mark.parametrize("gap", [0.0, 1e-5, 1e-12, 1e-18, 1e-24, 1e-30, 1e-38])
+def test_small_differences_between_samples_of_a_stack(gap: float) -> None:
+    """What still differs may be any factor below what is equal, and the neighbours in the queue differ a lot."""
+    generator = torch.Generator().manual_seed(0)
+    queue, tensors = MomentQueue(16), []
+    for i in range(40):
+        shared = torch.randn(1, 30, generator=generator) * (torch.arange(30) < 20)  # features 20.. hold the gap alone
+        noise = torch.randn(16, 30, generator=generator) * (torch.arange(30) >= 20)
+        tensors.append(torch.randn(16, 30, generator=generator) if i % 3 == 0 else shared + gap * noise)
+        queue.add(i, tensors[-1])
+    found = queue.finish()
+    for i, tensor in enumerate(tensors):
+        array = tensor.double().numpy() / (1.0 if i % 3 == 0 or gap == 0 else gap)
+        expected = float(np.sqrt(array[:, 20:].var(axis=0).sum() / 30) if i % 3 else np.sqrt(array.var(axis=0).mean()))
+        scale = 1.0 if i % 3 == 0 or gap == 0 else gap
+        assert found[i].batch_std == pytest.approx(expected * scale, rel=1e-3, abs=0)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unvanish.torch.probe.buffers import Buffers
+from unvanish.torch.probe.buffers import QUEUE_BYTES, Buffers
 from unvanish.torch.probe.frozen import maker
 from unvanish.torch.probe.graph import Vertex
 
@@ -69,12 +69,17 @@ class _Group:
         self.numbers: list[int] = []
         self.values: list[Tensor] = []
 
+    def clear(self) -> None:
+        self.keys.clear()
+        self.numbers.clear()
+        self.values.clear()
+
 
 class UnitQueue:
     """Measures activations; those of equal shape and op together."""
 
-    def __init__(self, outputs: Callable[[list[int], Tensor, Tensor], None]) -> None:
-        """``outputs`` is shown the kept outputs of ``add_output``, stacked, with their keys and as much free room."""
+    def __init__(self, outputs: Callable[[list[int], Tensor, Tensor | None], None]) -> None:
+        """``outputs`` is shown kept outputs: their keys, the outputs stacked, and as much free room or None."""
         self._show = outputs
         self._waiting: dict[_Kind, _Group] = {}
         self._done: dict[int, Units] = {}
@@ -139,38 +144,55 @@ class UnitQueue:
 
     def _flush(self, kind: _Kind, group: _Group) -> None:
         op, kept, *_, axis = kind
-        if kept:
-            slopes = self._derived(kind, group)
-        elif len(group.keys) == 1:
-            slopes = group.values[0].unsqueeze(0)  # ours already: not copied
-        else:
-            slopes = self._slopes.stack(group.values)
-        if op not in _RISING:
-            slopes.abs_()
-        rest = [dim for dim in range(1, slopes.ndim) if dim != axis + 1]
-        peaks = slopes.amax(dim=rest) if rest else slopes.clone()
-        dead = _dead(peaks)
-        flat: list[float | None] = [None] * len(dead)
-        if op in SATURATING:
-            low = slopes.lt_(_FLAT_SHARE * SATURATING[op]).flatten(1)  # in place: 0 and 1 as floats
-            flat = [one / low.shape[1] for one in low.sum(dim=1, dtype=torch.float32).tolist()]
+        stack = self._side_by_side(group, kept)
+        peaks: Tensor | None = None
+        flat: list[float] = [0.0] * len(stack)
+        for part in _pieces(stack, axis) if kept else (stack,):
+            slopes = self._derived(op, part) if kept else part
+            if op not in _RISING:
+                slopes.abs_()
+            rest = [dim for dim in range(1, slopes.ndim) if dim != axis + 1]
+            highest = slopes.amax(dim=rest) if rest else slopes.clone()
+            peaks = highest if peaks is None else torch.maximum(peaks, highest)
+            if op in SATURATING:
+                low = slopes.lt_(_FLAT_SHARE * SATURATING[op]).flatten(1)  # in place: 0 and 1 as floats
+                flat = [a + b for a, b in zip(flat, low.sum(dim=1, dtype=torch.float32).tolist(), strict=True)]
+        assert peaks is not None, "a stack has a piece"
+        dead, count = _dead(peaks), stack[0].numel()
         for row, key in enumerate(group.keys):
-            self._done[key] = _units(peaks=peaks, row=row, saturated=flat[row], dead=dead[row])
-        group.keys.clear()
-        group.numbers.clear()
-        group.values.clear()
+            share = flat[row] / count if op in SATURATING else None
+            self._done[key] = _units(peaks=peaks, row=row, saturated=share, dead=dead[row])
+        group.clear()
 
-    def _derived(self, kind: _Kind, group: _Group) -> Tensor:
-        """The derivatives of a group of kept outputs, which are shown on the way."""
-        op, _, shape, dtype, device, _ = kind
-        outputs = self._kept.stack(group.values)
+    def _side_by_side(self, group: _Group, kept: bool) -> Tensor:
+        """What waits as one tensor, which is ours to overwrite, or kept outputs, which are shown."""
+        if len(group.keys) == 1:
+            stack = group.values[0].unsqueeze(0)  # not copied: it is ours already, or only read
+        else:
+            stack = (self._kept if kept else self._slopes).stack(group.values)
+        shown = [i for i, number in enumerate(group.numbers) if number >= 0]
+        if len(shown) == len(stack):
+            scratch = self._slopes.like(stack) if len(stack) > 1 else None
+            self._show(group.numbers.copy(), stack, scratch)
+        elif shown:
+            self._show([group.numbers[i] for i in shown], stack[shown], None)
+        return stack
+
+    def _derived(self, op: str, outputs: Tensor) -> Tensor:
+        """The derivatives at kept outputs, in room of ours."""
         slopes = self._slopes.like(outputs)
-        if min(group.numbers) >= 0:
-            self._show(group.numbers.copy(), outputs, slopes)
-        elif shown := [i for i, number in enumerate(group.numbers) if number >= 0]:
-            self._show([group.numbers[i] for i in shown], outputs[shown], slopes[: len(shown)])
-        DERIVATIVES[op.capitalize()](self._one(shape, dtype, device), outputs, slopes)
+        DERIVATIVES[op.capitalize()](self._one((), outputs.dtype, outputs.device), outputs, slopes)
         return slopes
+
+
+def _pieces(stack: Tensor, axis: int) -> tuple[Tensor, ...]:
+    """A single large tensor in pieces along its first axis, so that their derivatives need little room."""
+    length = stack.shape[1]
+    size = stack.numel() * stack.element_size()
+    if len(stack) > 1 or axis == 0 or size <= QUEUE_BYTES:
+        return (stack,)
+    pieces: tuple[Tensor, ...] = stack.split(max(1, length * QUEUE_BYTES // size), dim=1)
+    return pieces
 
 
 def _dead(peaks: Tensor) -> list[float]:

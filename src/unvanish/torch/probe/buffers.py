@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,10 +12,11 @@ QUEUE_BYTES = 1 << 18  # what waits is still in the cache when it is measured
 
 
 class Buffers:
-    """Room for tensors of one shape and dtype, reused: fresh memory would cost more than the arithmetic."""
+    """Room for tensors measured together, one lot after the other: fresh memory would cost more than the arithmetic."""
 
     def __init__(self) -> None:
-        self._rooms: dict[tuple[object, ...], Tensor] = {}
+        self._flat: dict[tuple[object, ...], Tensor] = {}
+        self._views: dict[tuple[object, ...], Tensor] = {}
 
     @staticmethod
     def length(like: Tensor) -> int:
@@ -22,23 +25,29 @@ class Buffers:
 
     def stack(self, tensors: list[Tensor]) -> Tensor:
         """The tensors, at most ``length`` of them, side by side; the next call overwrites them."""
-        if len(tensors) == 1:
-            return tensors[0].clone().unsqueeze(0)
-        part = self._room(tensors[0], len(tensors))
+        first = tensors[0]
+        part = self._room((len(tensors), *first.shape), first)
         torch.stack(tensors, out=part)
         return part
 
     def like(self, stack: Tensor) -> Tensor:
         """Room for as much as there is in ``stack``."""
-        return self._room(stack[0], len(stack))
+        return self._room(stack.shape, stack)
 
-    def _room(self, first: Tensor, length: int) -> Tensor:
-        kind = (first.shape, first.dtype, first.device)
-        room = self._rooms.get(kind)
-        if room is None or len(room) < length:
-            room = self._rooms[kind] = torch.empty((length, *first.shape), dtype=first.dtype, device=first.device)
-        return room[:length]
+    def _room(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """A view of the only piece of memory there is for this dtype."""
+        kind = shape, like.dtype, like.device
+        room = self._views.get(kind)
+        if room is None:
+            size = math.prod(shape)
+            flat = self._flat.get(kind[1:])
+            if flat is None or len(flat) < size:
+                self._views.clear()
+                flat = self._flat[kind[1:]] = torch.empty(size, dtype=like.dtype, device=like.device)
+            room = self._views[kind] = flat[:size].view(shape)
+        return room
 
     def clear(self) -> None:
         """Let go of the memory."""
-        self._rooms.clear()
+        self._views.clear()
+        self._flat.clear()

@@ -73,8 +73,8 @@ class MomentQueue:
         if len(keys) == group.length:
             self._flush(group)
 
-    def add_stack(self, keys: list[int], stack: Tensor, scratch: Tensor) -> None:
-        """Measure tensors of one shape that lie side by side; ``scratch`` is overwritten."""
+    def add_stack(self, keys: list[int], stack: Tensor, scratch: Tensor | None) -> None:
+        """Measure tensors of one shape that lie side by side; ``scratch``, as much room again, is overwritten."""
         self._done.update(zip(keys, measure(stack, self.batch_size, scratch), strict=True))
 
     def finish(self) -> dict[int, Moments]:
@@ -118,7 +118,7 @@ def measure(stack: Tensor, batch_size: int | None, scratch: Tensor | None = None
 
 def _rows(stack: Tensor, batch_size: int | None, scratch: Tensor | None) -> list[_Row]:
     """(rms, mean, standard deviation over the batch) of each tensor in a stack."""
-    flat = stack.flatten(1)
+    flat = stack.reshape(len(stack), -1)
     count = flat.shape[1]
     root = math.sqrt(count)
     norms: list[float] = torch.linalg.vector_norm(flat, dim=1).tolist()
@@ -167,7 +167,9 @@ def _batch_stds(stack: Tensor, axis: int, wanted: list[int], scratch: Tensor | N
 def _sizes(shifted: Tensor, axis: int) -> list[tuple[float, float]]:
     """Of each tensor in a stack: its norm, and the norm of its sum over the batch."""
     total = shifted.sum(dim=axis).reshape(len(shifted), -1)
-    norms, centres = (torch.linalg.vector_norm(part, dim=1).tolist() for part in (shifted.flatten(1), total))
+    norms, centres = (
+        torch.linalg.vector_norm(part, dim=1).tolist() for part in (shifted.reshape(len(shifted), -1), total)
+    )
     return list(zip(norms, centres, strict=True))
 
 

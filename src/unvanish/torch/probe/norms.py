@@ -16,6 +16,7 @@ from unvanish.torch.probe.buffers import QUEUE_BYTES, QUEUE_LENGTH, Buffers
 
 _STRIDED = torch.strided
 _SAFE = (1e-15, 1e18)  # float32 norms between these are exact to rounding
+_LIFT = 2.0**100  # brings the smallest float32 number, 1e-45, to 1e-15: its square is still a number
 _SAFE_WIDE = (1e-140, 1e150)  # the same for float64
 
 
@@ -139,7 +140,9 @@ def _plain(arrived: dict[int, _Gradients]) -> list[Tensor] | None:
 
 def _scale(norm: float) -> float:
     """1 where float32 is right, else the power of 2 that float32 needs."""
-    if 1e-12 < norm < 1e12 or not 0 < norm < math.inf:
+    if norm == 0:
+        return _LIFT  # shows that it is zero indeed
+    if 1e-12 < norm < 1e12 or not norm < math.inf:
         return 1.0
     return math.ldexp(1.0, max(-126, min(127, -math.frexp(norm)[1])))
 
@@ -181,11 +184,17 @@ def norms(tensors: list[Tensor], *, scale: float = 1.0, buffers: Buffers | None 
         values = _stacked(buffers.stack(tensors), scale)
     else:
         values, scale = _foreach(tensors, torch.float32), 1.0
-    if not (_SAFE[0] < min(values) * scale and max(values) * scale < _SAFE[1] and math.isfinite(sum(values))):
-        again = [i for i, value in enumerate(values) if not _SAFE[0] < value * scale < _SAFE[1]]
-        for i, value in zip(again, _foreach([tensors[i] for i in again], torch.float64), strict=True):
-            values[i] = value
+    if _settled(min(values), scale) and _settled(max(values), scale) and math.isfinite(sum(values)):
+        return values
+    again = [i for i, value in enumerate(values) if not _settled(value, scale)]
+    for i, value in zip(again, _foreach([tensors[i] for i in again], torch.float64) if again else (), strict=True):
+        values[i] = value
     return values
+
+
+def _settled(norm: float, scale: float) -> bool:
+    """Is this float32 norm of numbers that were multiplied by ``scale`` right?  A zero is, where none can underflow."""
+    return _SAFE[0] < norm * scale < _SAFE[1] or (norm == 0 and scale >= _LIFT)
 
 
 def _stacked(stack: Tensor, scale: float) -> list[float]:

@@ -53,7 +53,6 @@ class Probe:
         self.graph: Graph | None = None
         self._inputs = {id(tensor) for tensor in inputs}
         self._norms = Norms()
-        self._units = UnitQueue(self._show_outputs)
         self._grad_in: dict[int, int] = {}
         self._zeros: dict[int, float] = {}
         self._counts: dict[int, int | None] = {}
@@ -74,6 +73,7 @@ class Probe:
         """Read the graph of ``loss`` and hook its nodes; call ``loss.backward()`` next."""
         with without_collector():
             self.graph = read_graph(loss, self._inputs | self.scopes.times.leaves)
+        self._units = UnitQueue(self.scopes.moments.add_stack)
         shown = [(index, vertex) for index, vertex in enumerate(self.graph.vertices) if not vertex.hidden]
         with torch.no_grad(), without_collector():
             for index, vertex in shown:
@@ -107,9 +107,6 @@ class Probe:
             hooks.append(vertex.node.register_prehook(keep))
             if vertex.data and vertex.kind != "merge":
                 self._hook_input(index, vertex, slots)
-
-    def _show_outputs(self, numbers: list[int], outputs: Tensor, scratch: Tensor) -> None:
-        self.scopes.moments.add_stack(numbers, outputs, scratch)
 
     def _look_at_activation(self, index: int, vertex: Vertex) -> None:
         """Queue its derivative, and what it put out where the forward pass has not measured that."""
@@ -175,13 +172,20 @@ class Probe:
 
 @contextmanager
 def without_collector() -> Iterator[None]:
-    """Pause the cycle collector: it would look through the many small objects of a probe again and again."""
+    """Pause the cycle collector: it would look through the many small objects of a probe again and again.
+
+    They make no cycles.  So that it does not look through all of them right afterwards, they are put to the old ones
+    it seldom looks at, where it would put them: ``freeze`` and ``unfreeze`` do so at no cost.
+    """
     running = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if running:
+            if gc.get_count()[0] > gc.get_threshold()[0] and not gc.get_freeze_count():
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 
