@@ -13,7 +13,7 @@ from unvanish.torch.init.painter import Painter
 from unvanish.torch.init.plan import Method, make_plan
 from unvanish.torch.init.result import Initialization
 from unvanish.torch.init.vitals import vital_signs
-from unvanish.torch.init.weights import Keep, protected
+from unvanish.torch.init.weights import Keep, protected, watched
 from unvanish.torch.wiring import Wiring, trace
 
 
@@ -124,6 +124,7 @@ def mirrored_(
 def _initialize(
     model: nn.Module, batch: Any, keep: Keep, generator: torch.Generator | None, method: Method
 ) -> Initialization:
+    model = watched(model)
     inputs = guessed_inputs(model) if batch is None else batch
     _check(inputs)
     kept = protected(model, keep)

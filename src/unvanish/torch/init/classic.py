@@ -7,10 +7,10 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from unvanish.theory import critical_gain
-from unvanish.torch.init.matrices import semi_orthogonal
+from unvanish.torch.init.matrices import normal_, semi_orthogonal, uniform_
 from unvanish.torch.init.weights import Keep, Weight, weights_of
 
 
@@ -40,9 +40,8 @@ def xavier_(model: nn.Module, *, gain: float = 1.0, keep: Keep = (), generator: 
     Source: Glorot and Bengio 2010 (AISTATS), equation 16.
     """
 
-    def draw(weight: Weight) -> Tensor:
-        bound = gain * math.sqrt(6 / sum(weight.layout.fans))
-        return torch.empty_like(weight.tensor).uniform_(-bound, bound, generator=generator)
+    def draw(weight: Weight) -> None:
+        uniform_(weight.tensor, gain * math.sqrt(6 / sum(weight.layout.fans)), generator)
 
     _fill(model, keep, draw)
 
@@ -73,8 +72,8 @@ def he_(
     """
     gain = critical_gain(activation)
 
-    def draw(weight: Weight) -> Tensor:
-        return torch.empty_like(weight.tensor).normal_(0, gain / math.sqrt(weight.layout.fans[0]), generator=generator)
+    def draw(weight: Weight) -> None:
+        normal_(weight.tensor, gain / math.sqrt(weight.layout.fans[0]), generator)
 
     _fill(model, keep, draw)
 
@@ -106,21 +105,19 @@ def orthogonal_(
     Source: Saxe et al. 2014 (arXiv:1312.6120), section 4.
     """
 
-    def draw(weight: Weight) -> Tensor:
+    def draw(weight: Weight) -> None:
         layout = weight.layout
         flat = semi_orthogonal(
             layout.groups, layout.outputs, layout.inputs * layout.taps, like=weight.tensor, generator=generator
         )
         kernels = flat.reshape(layout.groups, layout.outputs, layout.inputs, layout.taps)
-        result = torch.empty_like(weight.tensor)
-        layout.write(result, gain * kernels)
-        return result
+        layout.write(weight.tensor, gain * kernels)
 
     _fill(model, keep, draw)
 
 
 @torch.no_grad()
-def _fill(model: nn.Module, keep: Keep, draw: Callable[[Weight], Tensor]) -> None:
+def _fill(model: nn.Module, keep: Keep, draw: Callable[[Weight], None]) -> None:
     weights = weights_of(model, keep)
     if not weights:
         raise ValueError(
@@ -140,6 +137,6 @@ def _fill(model: nn.Module, keep: Keep, draw: Callable[[Weight], Tensor]) -> Non
             stacklevel=3,
         )
     for weight in weights:
-        weight.tensor.copy_(draw(weight))
+        draw(weight)
         if weight.bias is not None:
             weight.bias.zero_()

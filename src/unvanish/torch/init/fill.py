@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unvanish.torch.init.layers import Layer
-from unvanish.torch.init.matrices import length_keeping, semi_orthogonal, without_direction
+from unvanish.torch.init.matrices import length_keeping, semi_orthogonal, wide, without_direction
 from unvanish.torch.init.plan import Code, Step
 
 
@@ -36,13 +36,13 @@ def input_from_code(code: Code, units: int) -> Input:
 
 def input_from_data(h: Tensor, code: Code | None) -> Input:
     """The input as it is measured: ``h`` has shape (samples and places, units), ``code`` what is known of it."""
-    h = h.detach().to(torch.float64)
+    h = wide(h)
     mirrored = code is not None and code.slope is not None
     if mirrored:
-        mean, centred = torch.zeros(h.shape[1], dtype=h.dtype, device=h.device), h[:, : h.shape[1] // 2]
+        mean, centred = torch.zeros(h.shape[1], dtype=h.dtype), h[:, : h.shape[1] // 2]
         centred = centred - h[:, h.shape[1] // 2 :]
     else:
-        mean = h.mean(dim=0) if code is None else torch.full((h.shape[1],), code.mean, dtype=h.dtype, device=h.device)
+        mean = h.mean(dim=0) if code is None else torch.full((h.shape[1],), code.mean, dtype=h.dtype)
         centred = h - mean
     rms, whole = float(centred.square().mean().sqrt()), float(h.square().mean().sqrt())
     if rms <= 1e-6 * whole:  # one sample, or a constant input: nothing to centre
@@ -135,7 +135,7 @@ def _whole_patch(step: Step, columns: int, pattern: Tensor | None) -> bool:
 def _answer(layer: Layer, mean: Tensor) -> Tensor:
     """What the layer makes of its input's mean, per output unit."""
     layout = layer.layout
-    sums = layout.read(layer.weight).to(torch.float64).sum(dim=-1) / _overlap(layer)
+    sums = wide(layout.read(layer.weight)).sum(dim=-1) / _overlap(layer)
     means = mean.to(sums).reshape(layout.groups, layout.inputs)
     return torch.einsum("goi,gi->go", sums, means).reshape(-1)
 

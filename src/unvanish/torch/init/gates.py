@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unvanish.torch.init.matrices import length_keeping, semi_orthogonal
+from unvanish.torch.init.matrices import length_keeping, semi_orthogonal, uniform_
 from unvanish.torch.init.weights import Keep, Weight, protected, recurrent_weights
 from unvanish.torch.wiring import Op, Wiring
 
@@ -68,7 +68,10 @@ def open_gates_(layer: Recurrent, steps: int, kept: set[int], generator: torch.G
         other = layer.get_parameter(name.replace("_ih", "_hh"))
         if id(other) in kept:
             continue
-        times = torch.empty(width, dtype=torch.float64).uniform_(1, steps - 1, generator=generator).log().to(bias)
+        half = steps / 2 - 1
+        times = torch.empty_like(bias[:width])
+        uniform_(times, half, generator)
+        times = (times + half + 1).log()
         # rows: LSTM input, forget, cell, output; GRU reset, update, new
         bias[width : 2 * width], other[width : 2 * width] = times, 0
         if gated[0]:

@@ -10,10 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from unvanish.torch.init.matrices import Layout
+from unvanish.torch.init.ways import AVERAGES, FOLDS, TURNS
 from unvanish.torch.wiring import Op, Wiring
 
-_TURNS = frozenset({"permute", "transpose", "swapaxes", "movedim", "t"})
-_SAME = frozenset({"contiguous", "clone", "to", "float", "pad", "dropout", "dropout1d", "dropout2d", "dropout3d"})
 _PRODUCTS = {"linear": (0, "weight"), "addmm": (1, "mat2"), "mm": (0, "mat2"), "matmul": (0, "other")}
 
 
@@ -75,8 +74,8 @@ class Layer:
         """Whether the two halves of ``maker``'s units arrive as the two halves of this layer's, after ``way``."""
         if self.shared or self.layout.groups > 1 or self.layout.inputs % maker.layout.outputs:
             return False
-        turned = any(name in _TURNS for name in way)
-        folded = any(name not in _SAME | _TURNS for name in way)
+        turned = any(name in TURNS for name in way)
+        folded = any(name in FOLDS | AVERAGES for name in way)
         same = self.layout.inputs == maker.layout.outputs
         if maker.axis == self.axis:
             return same and not turned and (not folded or self.flat or maker.axis == 1)

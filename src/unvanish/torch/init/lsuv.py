@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from unvanish.torch.init.classic import orthogonal_
 from unvanish.torch.init.layers import layers_of
-from unvanish.torch.init.weights import Keep, protected
+from unvanish.torch.init.matrices import wide
+from unvanish.torch.init.weights import Keep, protected, watched
 from unvanish.torch.wiring import Op, trace
 
 
@@ -45,6 +46,7 @@ def lsuv_(
 
     Source: Mishkin and Matas 2016 (arXiv:1511.06422), algorithm 1; one pass suffices: a layer is linear in its weight.
     """
+    model = watched(model)
     orthogonal_(model, keep=keep, generator=generator)
     layers = layers_of(trace(model, batch), model, protected(model, keep))
     constant: list[str] = []
@@ -54,7 +56,7 @@ def lsuv_(
         if op.index not in layers or id(layers[op.index].weight) in done:
             return None
         done.add(id(layers[op.index].weight))
-        spread = float(result.detach().to(torch.float64).std())
+        spread = float(wide(result).std())
         if not (math.isfinite(spread) and spread > 0):
             constant.append(layers[op.index].name)
             return None

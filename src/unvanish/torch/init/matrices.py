@@ -29,12 +29,33 @@ def semi_orthogonal(
     Source: Saxe et al. 2014 (arXiv:1312.6120); Mezzadri 2007 (arXiv:math-ph/0609050) for the signs.
     """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    device = generator.device if generator is not None else like.device
     shape = (count, max(rows, columns), min(rows, columns))
-    q, r = torch.linalg.qr(torch.randn(shape, dtype=dtype, device=device, generator=generator))
+    q, r = torch.linalg.qr(_empty(shape, dtype, generator).normal_(generator=generator))
     q *= r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
     turned: Tensor = q if rows >= columns else q.transpose(-2, -1)
     return turned.to(like.device)
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator | None) -> Tensor:
+    """Where random numbers are drawn: the generator's device, or the CPU, so that a seed means the same everywhere."""
+    return torch.empty(shape, dtype=dtype, device=generator.device if generator is not None else "cpu")
+
+
+@torch.no_grad()
+def normal_(weight: Tensor, std: float, generator: torch.Generator | None) -> None:
+    """Independent normal numbers with mean 0, in place, whatever the weight's device."""
+    weight.copy_(_empty(tuple(weight.shape), weight.dtype, generator).normal_(0, std, generator=generator))
+
+
+@torch.no_grad()
+def uniform_(weight: Tensor, bound: float, generator: torch.Generator | None) -> None:
+    """Independent uniform numbers in [-bound, bound], in place, whatever the weight's device."""
+    weight.copy_(_empty(tuple(weight.shape), weight.dtype, generator).uniform_(-bound, bound, generator=generator))
+
+
+def wide(x: Tensor) -> Tensor:
+    """A copy to measure on: float64, on the CPU, as some accelerators have no float64."""
+    return x.detach().to("cpu", torch.float64)
 
 
 def length_keeping(rows: int, columns: int) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from unvanish.torch.init.fill import Basis, Input, carry, input_from_code, input_from_data
 from unvanish.torch.init.gates import recurrent_, sequence_length
 from unvanish.torch.init.layers import Layer
+from unvanish.torch.init.matrices import normal_, uniform_, wide
 from unvanish.torch.init.plan import Plan, Step
 from unvanish.torch.init.result import Action
 from unvanish.torch.init.weights import Weight, attention_weights
@@ -78,11 +79,11 @@ class Painter:
             _zero(layer.weight)
         elif step.role == "xavier":
             bound = math.sqrt(6 / sum(layer.layout.fans))
-            nn.init.uniform_(layer.weight, -bound, bound, generator=self.generator)
+            uniform_(layer.weight, bound, self.generator)
         else:
             factor = step.small if step.role == "small" else 1.0
             std = factor * _gain(h) / math.sqrt(layer.layout.fans[0])
-            nn.init.normal_(layer.weight, 0, std, generator=self.generator)
+            normal_(layer.weight, std, self.generator)
         self.actions.append(Action(layer.name, step.role, _WHY[step.role]))
 
     def _keep_basis(self, step: Step, after: Basis | None) -> None:
@@ -108,7 +109,7 @@ class Painter:
     def _rescale(self, step: Step, output: Tensor) -> bool:
         """Bring the output of a layer that reads data to the scale it is meant to have: data is not isotropic."""
         layer, target = step.layer, step.target
-        rms = float((output.detach().to(torch.float64) - target.beta).square().mean().sqrt())
+        rms = float((wide(output) - target.beta).square().mean().sqrt())
         factor = target.alpha / rms if rms > 0 else 1.0
         if not 1e-3 < factor < 1e3:
             return False
@@ -173,7 +174,7 @@ class Painter:
         name = op.parameter("weight") or f"{op.module}.weight"
         tied = any(other.kind == "linear" and name in dict(other.parameters).values() for other in self.wiring.ops)
         std = 1 / math.sqrt(module.embedding_dim) if tied and uses[name] > 1 else 1.0
-        nn.init.normal_(module.weight, 0, std, generator=self.generator)
+        normal_(module.weight, std, self.generator)
         if module.padding_idx is not None:
             with torch.no_grad():
                 module.weight[module.padding_idx].zero_()
@@ -199,7 +200,7 @@ def _action(step: Step) -> Action:
 
 
 def _gain(h: Tensor) -> float:
-    rms = float(h.detach().to(torch.float64).square().mean().sqrt())
+    rms = float(wide(h).square().mean().sqrt())
     return 1 / rms if 0 < rms < math.inf else 1.0
 
 
@@ -210,7 +211,7 @@ def _zero(tensor: Tensor | None) -> None:
 
 def _project(weight: Weight, zero: bool, generator: torch.Generator) -> None:
     bound = 0.0 if zero else math.sqrt(6 / sum(weight.layout.fans))
-    nn.init.uniform_(weight.tensor, -bound, bound, generator=generator)
+    uniform_(weight.tensor, bound, generator)
 
 
 def _overwrite(old: Any, new: Any) -> None:

@@ -11,6 +11,7 @@ from unvanish.torch.init.gates import sequence_length
 from unvanish.torch.init.guess import guessed_inputs
 from unvanish.torch.init.layers import layers_of
 from unvanish.torch.init.plan import make_plan
+from unvanish.torch.init.weights import watched
 from unvanish.torch.wiring import Op, trace
 
 
@@ -42,6 +43,7 @@ def learning_rate(model: nn.Module, batch: Any = None, *, c: float = 1.0) -> flo
     Source: measured on plain networks of 10 to 10,000 layers (`benchmarks/init_depth.py`); the same scaling in width
     as Yang et al. 2022 (arXiv:2203.03466), table 3.
     """
+    model = watched(model)
     inputs = guessed_inputs(model) if batch is None else batch
     wiring = trace(model, inputs)
     fans = [layer.layout.fans[0] for layer in layers_of(wiring, model, set()).values()]

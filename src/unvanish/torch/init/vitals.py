@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unvanish.torch.init.matrices import wide
 from unvanish.torch.init.nonlinearities import nonlinearities
 from unvanish.torch.init.residual import branches
 from unvanish.torch.init.result import Vitals
@@ -132,8 +133,8 @@ def _spread(x: Tensor) -> tuple[float, float] | None:
     """Standard deviation over the batch, and root-mean-square; None for one sample."""
     if x.ndim < 2 or len(x) < 2:
         return None
-    wide = x.detach().to(torch.float64)
-    return float(wide.var(dim=0, unbiased=False).mean().sqrt()), float(wide.square().mean().sqrt())
+    x = wide(x)
+    return float(x.var(dim=0, unbiased=False).mean().sqrt()), float(x.square().mean().sqrt())
 
 
 def _log(numerator: float, denominator: float) -> float:
@@ -145,7 +146,7 @@ def _log(numerator: float, denominator: float) -> float:
 def _squares(start: Tensor, end: Tensor) -> Tensor:
     """Squared Frobenius norm of each sample's Jacobian, by random cotangents."""
     generator = torch.Generator().manual_seed(0)
-    squares = torch.zeros(len(start), dtype=torch.float64, device=start.device)
+    squares = torch.zeros(len(start), dtype=torch.float64)
     for _ in range(_PROBES):
         (row,) = torch.autograd.grad(end, start, _noise(end, generator), retain_graph=True)
         squares += _square(row) / _PROBES
@@ -175,10 +176,10 @@ def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
 
 def _square(x: Tensor) -> Tensor:
     """Squared length per sample, float64."""
-    return x.detach().to(torch.float64).reshape(len(x), -1).square().sum(dim=1)
+    return wide(x).reshape(len(x), -1).square().sum(dim=1)
 
 
 def _unit(x: Tensor) -> Tensor:
     """Each sample's part with length 1."""
-    length = _square(x).sqrt().clamp_min(1e-300).to(torch.float64)
-    return (x.detach().to(torch.float64) / length.reshape(-1, *(1,) * (x.ndim - 1))).to(x.dtype)
+    length = _square(x).sqrt().clamp_min(1e-300)
+    return (wide(x) / length.reshape(-1, *(1,) * (x.ndim - 1))).to(x)

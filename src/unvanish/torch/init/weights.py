@@ -60,6 +60,13 @@ def protected(model: nn.Module, keep: Keep) -> set[int]:
     return kept
 
 
+def watched(model: nn.Module) -> nn.Module:
+    """The model that is run to be watched: torch.compile's wrapper hides its ops, what it wraps shows them."""
+    inner = getattr(model, "_orig_mod", model)
+    assert isinstance(inner, nn.Module)
+    return inner
+
+
 def weights_of(model: nn.Module, keep: Keep = ()) -> list[Weight]:
     """All weights of linear, convolution, recurrent and attention modules that may be changed, each tensor once."""
     kept, seen = protected(model, keep), set[tuple[int, int]]()
