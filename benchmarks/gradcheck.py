@@ -4,7 +4,7 @@
     python benchmarks/gradcheck.py --quick    # small networks only
 
 Costs are ratios to one forward and backward pass of the same network and batch, in float32 as it is trained and in
-float64 as it is checked; passes and checks alternate in one process, and the least time of each counts.
+float64 as it is checked; passes and checks alternate in one process on one thread, and the least CPU time counts.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ def programs(quick: bool) -> dict[str, Program]:
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     run()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def training_pass(model: nn.Module, x: Tensor, y: Tensor) -> None:

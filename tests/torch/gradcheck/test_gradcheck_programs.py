@@ -236,6 +236,43 @@ def test_what_is_random_or_not_smooth_is_told() -> None:
     assert "not checked: 1 (Restless)" in str(check)
 
 
+def test_buffers_are_put_back_between_evaluations() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return x * self.calls
+
+    torch.manual_seed(0)
+    check = gradcheck(nn.Sequential(nn.Linear(4, 4), Counting()), F.mse_loss, (torch.randn(3, 4), torch.randn(3, 4)))
+    assert check.ok, check
+    assert "1" in {module.module for module in check.modules}
+
+
+class RoundedTanh(torch.autograd.Function):
+    """Right, but computed in float32 by NumPy: its differences are noise."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = torch.from_numpy(np.tanh(x.numpy().astype(np.float32)).astype(np.float64)).to(x.dtype)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * (1 - ctx.saved_tensors[0] ** 2)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_rounding_noise_is_no_failure(seed: int) -> None:
+    x = torch.randn(30, 4, generator=torch.Generator().manual_seed(seed))
+    check = gradcheck_function(lambda x: RoundedTanh.apply(x).sum(1, keepdim=True) / 2, x)
+    assert check.ok, check
+
+
 def test_a_module_that_cannot_run_in_float64_is_told() -> None:
     class Single(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

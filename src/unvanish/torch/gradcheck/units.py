@@ -116,16 +116,15 @@ class Unit:
 
     @contextmanager
     def _same_state(self) -> Iterator[None]:
-        """Equal random numbers at each evaluation, and the buffers put back after it."""
+        """Equal random numbers at each evaluation, and buffers of its own: those of an earlier one stay in its graph."""
         _seed()
-        buffers = [(m, name, b, b._version) for m in self.modules for name, b in m._buffers.items() if b is not None]
-        kept = [b.clone() for _, _, b, _ in buffers]
+        buffers = [(module, name, b) for module in self.modules for name, b in module._buffers.items() if b is not None]
+        for module, name, buffer in buffers:
+            module._buffers[name] = buffer.clone()
         try:
             yield
         finally:
-            for (module, name, buffer, version), values in zip(buffers, kept, strict=True):
-                if buffer._version != version:
-                    buffer.data.copy_(values)
+            for module, name, buffer in buffers:
                 module._buffers[name] = buffer
 
 
