@@ -18,6 +18,7 @@ from unvanish.torch.probe import ops
 from unvanish.vocabulary import Kind
 
 _Edges = tuple[tuple[Any, int], ...]
+_Node = tuple[int, str, Any, _Edges]  # number, stem, node, what it reads
 _MISSING = object()
 _LEAF = "AccumulateGrad"
 # ops that read data even where all that autograd shows of their inputs is a parameter: the ids need no gradient
@@ -71,90 +72,86 @@ class Graph:
 
 def read_graph(loss: Tensor, inputs: set[int]) -> Graph:
     """Walk the graph below ``loss``. ``inputs`` = id of leaf tensors that are data, not parameters."""
-    nodes, edges = _reachable(loss.grad_fn)
-    reader = _Reader(edges, inputs)
+    nodes = _reachable(loss.grad_fn)
+    reader = _Reader(inputs)
     foreign = not reader.read(nodes)
     if foreign:  # nodes numbered by another thread, such as the backward thread of a GPU: numbers give no order
-        reader = _Reader(edges, inputs)
-        reader.read(_topological(loss.grad_fn, edges, nodes))
+        reader = _Reader(inputs)
+        reader.read(_topological(loss.grad_fn, nodes))
     root = reader.placed.get(loss.grad_fn)
     return Graph(reader.vertices, reader.leaves, root if isinstance(root, Vertex) else None)
 
 
-def _reachable(root: Any) -> tuple[list[tuple[int, str, Any]], dict[Any, _Edges]]:
-    """All (number, stem, node) below and including ``root``: leaves, then in the order the forward pass made them.
-
-    With what each node reads; leaves read nothing and are left out there.
-    """
-    edges: dict[Any, _Edges] = {}
-    leaves: list[tuple[int, str, Any]] = []
-    nodes: list[tuple[int, str, Any]] = []
+def _reachable(root: Any) -> list[_Node]:
+    """All nodes below and including ``root``: leaves, then in the order the forward pass made them."""
+    leaves: list[_Node] = []
+    nodes: list[_Node] = []
     seen, stack, stems = {root}, [root], ops.STEMS
     while stack:
         node = stack.pop()
         stem = stems.get(type(node)) or ops.stem(node)
         if stem == _LEAF:
-            leaves.append((-1, stem, node))
+            leaves.append((-1, stem, node, ()))
             continue
-        edges[node] = below = node.next_functions
-        nodes.append((node._sequence_nr(), stem, node))
+        below = node.next_functions
+        nodes.append((node._sequence_nr(), stem, node, below))
         for source, _ in below:
             if source is not None and source not in seen:
                 seen.add(source)
                 stack.append(source)
     nodes.sort(key=itemgetter(0))
-    return leaves + nodes, edges
+    return leaves + nodes
 
 
-def _topological(root: Any, edges: dict[Any, _Edges], nodes: list[tuple[int, str, Any]]) -> list[tuple[int, str, Any]]:
+def _topological(root: Any, nodes: list[_Node]) -> list[_Node]:
     """The same nodes, each after all it reads; a number that contradicts this order becomes negative: no module's."""
-    known = {node: (number, stem) for number, stem, node in nodes}
-    ordered: list[tuple[int, str, Any]] = []
+    known = {one[2]: one for one in nodes}
+    ordered: list[_Node] = []
     last: dict[Any, int] = {}
     stack: list[tuple[Any, bool]] = [(root, False)]
     while stack:
         node, ready = stack.pop()
         if node is None or node in last:
             continue
-        below = [source for source, _ in edges.get(node, ()) if source is not None]
+        number, stem, _, edges = known[node]
+        below = [source for source, _ in edges if source is not None]
         if not ready:
             stack.append((node, True))
             stack.extend((source, False) for source in below if source not in last)
             continue
-        number, stem = known[node]
         newest = max((last[source] for source in below), default=-1)
         last[node] = max(number, newest)
-        ordered.append((number if number > newest else -2 - len(ordered), stem, node))
+        ordered.append((number if number > newest else -2 - len(ordered), stem, node, edges))
     return ordered
 
 
 class _Reader:
     """Sorts nodes into data side and weight side, one after the other, inputs first."""
 
-    def __init__(self, edges: dict[Any, _Edges], inputs: set[int]) -> None:
-        self.edges = edges
+    def __init__(self, inputs: set[int]) -> None:
         self.inputs = inputs
         self.vertices: list[Vertex] = []
         self.leaves: dict[int, Tensor] = {}
         self.placed: dict[Any, Vertex | tuple[int, ...] | None] = {}  # vertex, the parameters below, or input data
 
-    def read(self, nodes: list[tuple[int, str, Any]]) -> bool:
+    def read(self, nodes: list[_Node]) -> bool:
         """Place all nodes; False as soon as one comes before something that it reads."""
-        for number, stem, node in nodes:
+        for number, stem, node, edges in nodes:
             if stem == _LEAF:
                 variable = node.variable
-                self.leaves[id(variable)] = variable
-                self.placed[node] = None if id(variable) in self.inputs else (id(variable),)
-            elif not self._place(number, stem, node):
+                key = id(variable)
+                self.leaves[key] = variable
+                self.placed[node] = None if key in self.inputs else (key,)
+            elif not self._place(number, stem, node, edges):
                 return False
         return True
 
-    def _place(self, number: int, stem: str, node: Any) -> bool:
+    def _place(self, number: int, stem: str, node: Any, edges: _Edges) -> bool:
         data: list[tuple[int, Vertex]] = []
         parameters: tuple[int, ...] = ()
         holes = False  # inputs that need no gradient, or that are the batch itself
         placed = self.placed
-        for position, (source, _) in enumerate(self.edges[node]):
+        for position, (source, _) in enumerate(edges):
             below = None if source is None else placed.get(source, _MISSING)
             if below is None:
                 holes = True
@@ -164,7 +161,7 @@ class _Reader:
                 parameters += below
             else:
                 return False
-        if data or not parameters or not self._only_weights(stem, node, holes):
+        if data or not parameters or not self._only_weights(stem, node, edges, holes):
             placed[node] = self._vertex(number, stem, node, data, parameters, holes)
         else:
             placed[node] = parameters
@@ -190,7 +187,7 @@ class _Reader:
         self.vertices.append(vertex)
         return vertex
 
-    def _only_weights(self, stem: str, node: Any, holes: bool) -> bool:
+    def _only_weights(self, stem: str, node: Any, edges: _Edges, holes: bool) -> bool:
         """Does this node, which has parameters below it and no data vertex, combine parameters only?
 
         The network's input needs no gradient, so it leaves only a hole in ``next_functions``.  A product,
@@ -201,9 +198,9 @@ class _Reader:
             return False
         if not holes:
             return True
-        if any(source is not None and self.placed[source] is None for source, _ in self.edges[node]):
+        if any(source is not None and self.placed[source] is None for source, _ in edges):
             return False
-        sizes = [math.prod(_output(source)[0]) for source, _ in self.edges[node] if source is not None]
+        sizes = [math.prod(_output(source)[0]) for source, _ in edges if source is not None]
         return math.prod(_output(node)[0]) <= max(sizes, default=0)
 
 

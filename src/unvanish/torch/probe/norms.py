@@ -207,6 +207,8 @@ def _stacked(stack: Tensor, scale: float) -> list[float]:
 
 
 def _foreach(tensors: list[Tensor], dtype: torch.dtype) -> list[float]:
+    if len(tensors) == 1:
+        return [float(torch.linalg.vector_norm(tensors[0], dtype=dtype))]
     values: list[float] = torch.stack(torch._foreach_norm(tensors, 2, dtype=dtype)).tolist()
     return values
 

@@ -100,7 +100,10 @@ def _references(graph: Graph) -> dict[int, float]:
     """A_ref per activation, and per linear or convolution the A_ref of the activation it feeds (0: it feeds none)."""
     references: dict[int, float] = {}
     fed: dict[int, float] = {}  # id of a linear vertex -> A_ref of the activation it feeds
-    for index, vertex in enumerate(graph.vertices):
+    for index in range(len(graph.vertices) - 1, -1, -1):  # readers come after what they read
+        vertex = graph.vertices[index]
+        if vertex.kind in ("linear", "convolution"):
+            references[index] = fed.get(id(vertex), 0.0)
         if vertex.kind != "activation":
             continue
         references[index] = _log_slope(vertex.op)
@@ -108,10 +111,7 @@ def _references(graph: Graph) -> dict[int, float]:
         while below is not None and (below.hidden or below.kind == "normalization") and len(below.data) == 1:
             below = below.data[0][1]
         if below is not None and below.kind in ("linear", "convolution"):
-            fed[id(below)] = references[index]
-    for index, vertex in enumerate(graph.vertices):
-        if vertex.kind in ("linear", "convolution"):
-            references[index] = fed.get(id(vertex), 0.0)
+            fed.setdefault(id(below), references[index])  # the last to read it counts
     return references
 
 
