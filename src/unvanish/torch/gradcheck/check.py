@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from unvanish.torch.gradcheck.inspect import Report, inspect
+from unvanish.torch.gradcheck.pieces import differentiable
 from unvanish.torch.gradcheck.results import GradientCheck
 from unvanish.torch.gradcheck.session import Session, eager
-from unvanish.torch.gradcheck.units import Unit, differentiable
+from unvanish.torch.gradcheck.units import Unit
 from unvanish.torch.gradcheck.values import Keeper, fill, held_in
 from unvanish.torch.rehearsal.copies import grads_aside, preserved_randomness
 from unvanish.torch.rehearsal.objective import check_program

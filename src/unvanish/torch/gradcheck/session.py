@@ -14,8 +14,9 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from unvanish.torch.gradcheck.capture import ModuleCall, Recorder
 from unvanish.torch.gradcheck.inspect import Report, inspect
+from unvanish.torch.gradcheck.pieces import function_unit, module_unit
 from unvanish.torch.gradcheck.results import GradientCheck, Skipped
-from unvanish.torch.gradcheck.units import Unit, function_unit, module_unit
+from unvanish.torch.gradcheck.units import Unit
 from unvanish.torch.gradcheck.values import Held, Keeper, fill
 from unvanish.torch.gradcheck.whole import whole_loss
 from unvanish.torch.probe.scopes import clean

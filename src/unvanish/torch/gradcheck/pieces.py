@@ -1,0 +1,93 @@
+"""From calls to pieces: a module's own computation, with stand-ins for the modules it calls; a custom Function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.autograd import Function
+
+from unvanish.torch.gradcheck.capture import FunctionCall, ModuleCall, real_call, replaced_calls
+from unvanish.torch.gradcheck.units import Supply, Unit
+from unvanish.torch.gradcheck.values import Held, fill, held_in
+
+
+def module_unit(
+    call: ModuleCall, path: str, calls: int, names: Mapping[nn.Module, str], run: Callable[[], Any] | None = None
+) -> Unit:
+    """A module call by itself. ``run`` computes the loss, for the call that stands for what is outside of the model."""
+    called = [child.module for child in call.children if child.module is not None]
+
+    def forward(supply: Supply) -> Any:
+        passed: list[Any] = []
+        answers = _Answers(call.children, supply, passed)
+        with replaced_calls(dict.fromkeys(called), answers):
+            if call.module is None:
+                assert run is not None, "the outermost call is the program"
+                output = run()
+            else:
+                output = real_call(call.module, fill(call.args, supply), fill(call.kwargs, supply))
+        return output, passed
+
+    inputs = differentiable([*held_in(call.args, "input"), *held_in(call.kwargs, "input")], "input")
+    for child in call.children:
+        assert child.module is not None, "only the outermost call has none"
+        name = f"output of {names[child.module] or 'the model'}"
+        inputs = differentiable(held_in(child.output, name), name) | inputs  # an input passed on keeps its name
+    inside = [] if call.module is None else [m for m in call.module.modules() if m not in called]
+    return Unit(
+        module=path,
+        kind="loss" if call.module is None else type(call.module).__name__,
+        calls=calls,
+        forward=forward,
+        inputs=inputs,
+        parameters=() if call.module is None else tuple(_trainable(call.module)),
+        modules=tuple(inside),
+    )
+
+
+def differentiable(named: Iterable[tuple[str, Held]], alone: str) -> dict[Held, str]:
+    """Those that are differentiated by, with their names; a single tensor needs no place in the name."""
+    every = list(named)
+    if len(every) == 1:
+        every = [(alone, every[0][1])]
+    return {held: name for name, held in reversed(every) if held.differentiable}
+
+
+class _Answers:
+    """Stands in for the modules that were called: notes what each is given, returns what it returned."""
+
+    def __init__(self, children: Sequence[ModuleCall], supply: Supply, passed: list[Any]) -> None:
+        self._queues: dict[nn.Module, list[ModuleCall]] = {}
+        for child in children:
+            assert child.module is not None, "only the outermost call has none"
+            self._queues.setdefault(child.module, []).append(child)
+        self._taken = dict.fromkeys(self._queues, 0)
+        self._supply, self._passed = supply, passed
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        queue, taken = self._queues[module], self._taken[module]
+        self._taken[module] = taken + 1
+        if taken < len(queue):  # later ones: a checkpoint runs its part again in backward
+            self._passed.append((args, kwargs))
+        return fill(queue[taken % len(queue)].output, self._supply)
+
+
+def _trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, bool]]:
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and parameter.is_floating_point():
+            yield name, parameter, "." in name
+
+
+def function_unit(call: FunctionCall, path: str, calls: int) -> Unit:
+    """A custom autograd Function by itself."""
+    function: type[Function] = call.function
+    return Unit(
+        module=path,
+        kind=function.__name__,
+        calls=calls,
+        forward=lambda supply: function.apply(*fill(call.args, supply)),
+        inputs=differentiable(held_in(call.args, "input"), "input"),
+        strict=True,
+    )
