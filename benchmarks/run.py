@@ -1,21 +1,96 @@
-"""How often ``unvanish run`` is right: every tuning program of the zoo in a plain script, watched from outside.
+"""``unvanish run``: what a step costs that nobody looks at, and how often the verdict is right.
 
-python benchmarks/run.py [NAME ...]
+    python benchmarks/run.py              # both, some minutes
+    python benchmarks/run.py --cost       # the cost only, about a minute
+    python benchmarks/run.py NAME ...     # the verdicts on these programs of the zoo
+
+Cost: blocks of the same training, bare and watched, alternate in one process; in each block the first steps, with the
+looks among them, are left out. The least of many rounds each; bare against bare is the noise.
+Verdicts: every tuning program of the zoo in a plain script, watched from outside.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+from torch import Tensor, nn
+
+from unvanish.torch.run.hooks import watching
+from unvanish.torch.run.watch import Watch
 from unvanish.torch.zoo import cases
 
 SCRIPT = Path(__file__).parents[1] / "tests" / "programs" / "zoo_program.py"
+
+
+@dataclass(frozen=True)
+class Training:
+    """``skipped`` steps of each block are not timed, the next ``timed`` are: none of these is looked at."""
+
+    name: str
+    model: nn.Module
+    batch: Tensor
+    rounds: int
+    skipped: int
+    timed: int
+
+
+def trainings() -> list[Training]:
+    """From the smallest step there is, where all that is added shows, to real ones."""
+    tiny = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1))
+    deep = nn.Sequential(*[part for _ in range(50) for part in (nn.Linear(256, 256), nn.ReLU())], nn.Linear(256, 1))
+    layer = nn.TransformerEncoderLayer(64, 4, 256, dropout=0.0, batch_first=True, norm_first=True)
+    gpt = nn.Sequential(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(64, 1))
+    return [
+        Training("tiny MLP", tiny, torch.randn(32, 16), rounds=100, skipped=280, timed=200),
+        Training("MLP 50 x 256", deep, torch.randn(128, 256), rounds=8, skipped=11, timed=8),
+        Training("GPT-like, 2 x 64", gpt, torch.randn(8, 32, 64), rounds=25, skipped=28, timed=20),
+    ]
+
+
+def block(training: Training, how: Callable[[], AbstractContextManager[None]]) -> float:
+    """Microseconds of one step, of this thread alone: what else the machine does is left out."""
+    with how():
+        optimizer = torch.optim.SGD(training.model.parameters(), lr=1e-4)
+        for step in range(training.skipped + training.timed):
+            if step == training.skipped:
+                start = time.thread_time()
+            loss = training.model(training.batch).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return (time.thread_time() - start) / training.timed * 1e6
+
+
+def watched() -> AbstractContextManager[None]:
+    """As ``unvanish run`` does it, with nobody told."""
+    return watching(Watch(lambda *_: None, lambda _: None, None))
+
+
+def cost() -> None:
+    """Print what a step costs that is not looked at."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    print(f"{'':18s}{'bare step':>12s}{'watched':>22s} {'bare again':>22s}")
+    ways = (nullcontext, watched, nullcontext)
+    for training in trainings():
+        took: list[list[float]] = [[], [], []]
+        for turn in range(training.rounds):
+            for way in sorted(range(3), key=lambda way: (way + turn) % 3):
+                took[way].append(block(training, ways[way]))
+        bare, *others = map(min, took)
+        print(f"{training.name:18s}{bare:9.1f} us", *(f"{t - bare:+11.1f} us {t / bare:.3f}x" for t in others))
 
 
 def first_finding(name: str) -> dict[str, object] | None:
@@ -29,9 +104,8 @@ def first_finding(name: str) -> dict[str, object] | None:
     return last["findings"][0] if last["findings"] else None  # type: ignore[no-any-return]
 
 
-def main() -> None:
+def verdicts(wanted: list[str]) -> None:
     """Run all, two at a time, and print the score and what was wrong."""
-    wanted = sys.argv[1:]
     chosen = [c for c in cases() if not c.holdout and (not wanted or any(name in c.name for name in wanted))]
     with ThreadPoolExecutor(2) as pool:
         found = dict(zip(chosen, pool.map(lambda case: first_finding(case.name), chosen), strict=True))
@@ -44,6 +118,18 @@ def main() -> None:
     for case in chosen:
         if not right[case] or (case.cause and not placed.get(case)):
             print(f"- {case.name}: expected {case.cause}, found {found[case]}")
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--cost", action="store_true")
+    wanted = parser.parse_args()
+    if not wanted.names:
+        cost()
+    if not wanted.cost:
+        verdicts(wanted.names)
 
 
 if __name__ == "__main__":
