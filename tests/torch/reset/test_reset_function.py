@@ -57,6 +57,12 @@ def cases():
     net = TransformerBlock(dropout=0.5)
     net.fc1.bias.data[5] = DEAD
     yield "transformer, dropout on", net.train(), data(4, 5, 8), dead, "fc1", (5,)
+    net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Dropout(0.5), nn.Linear(5, 2))
+    net[0].bias.data[2] = 50
+    yield "stuck at one, dropout on", net.train(), data(16, 3), flat, "0", (2,)
+    net = nn.Sequential(nn.Linear(3, 5), nn.SiLU(inplace=True), nn.Linear(5, 2))
+    net[0].bias.data[2] = DEAD
+    yield "in place, dead only before it is overwritten", net, data(16, 3), dead, "0", (2,)
     net = nn.Sequential(nn.Conv1d(2, 4, 3), nn.Tanh(), nn.AvgPool1d(2), nn.Flatten(), nn.Linear(12, 2))
     net[0].bias.data[3] = 40
     yield "conv, pool, flatten", net, data(8, 2, 8), flat, "0", (3,)

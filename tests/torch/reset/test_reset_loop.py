@@ -58,7 +58,7 @@ def test_a_dry_run_and_a_check_without_finding_change_no_bit(model, x, score):
     first = reset.check(x, dry_run=True)
     assert_same(before, snapshot(model, optimizer))
     assert reset.check(x, dry_run=True) == first
-    torch.testing.assert_close(reset.state_dict()["memory"], state["memory"] or reset.state_dict()["memory"])
+    assert reset.state_dict()["memory"] == state["memory"] == {}
     assert reset.events == []
     if not first.events:
         reset.step(x)
@@ -98,6 +98,16 @@ def test_every_nth_step_and_patience():
     found = [bool(reset.step(X)) for _ in range(12)]
     assert [t for t, f in enumerate(found, 1) if f] == [10]
     assert [e.step for e in reset.events] == [10]
+
+
+def test_a_new_unit_starts_without_a_past():
+    model = net()
+    reset = reset_of(model, Dead(patience=2))
+    found = []
+    for _ in range(6):
+        found.append(bool(reset.step(X)))
+        model[0].bias.data[3] = DEAD  # dies again at once
+    assert [t for t, f in enumerate(found, 1) if f] == [2, 4, 6]
 
 
 def test_inputs_are_not_looked_at_between_checks():
@@ -214,6 +224,24 @@ class Random(nn.Module):
     def forward(self, x):
         h = torch.relu(self.body(x))
         return torch.relu(self.extra(h)) if next(self.ways) else h
+
+
+class Either(Random):
+    """One of two layers at random: the same functions, other weights."""
+
+    def __init__(self, ways):
+        super().__init__(ways)
+        self.other = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return (self.extra if next(self.ways) else self.other)(torch.relu(self.body(x)))
+
+
+def test_the_same_functions_on_other_weights_are_another_wiring():
+    reset = reset_of(Either([1, 1, 0, 0, 0, 0]))
+    assert [w.layer for w in reset.check(X).not_resettable] == ["extra", "other"]
+    with pytest.raises(ValueError, match="different calls in two passes"):
+        reset_of(Either([0, 1, 0, 1, 0, 1])).check(X)
 
 
 def test_a_model_that_is_wired_anew_is_looked_at_anew():
