@@ -216,3 +216,36 @@ def test_reads_in_a_few_lines() -> None:
     assert "blind for" in text
     assert len(text.splitlines()) <= 6
     assert Tripled(-3.0).factor == -3.0
+
+
+@pytest.mark.parametrize("size", [1e-5, 1e-18, 1e-30])
+def test_a_parameter_of_tiny_numbers_is_checked_all_the_same(size):
+    """A step in proportion to such a bias drowns in rounding: it moves as far as moves the output."""
+
+    class Shift(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, b):
+            return x + b
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad, factor * grad.sum(0)
+
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bias = nn.Parameter(torch.full((5,), size))
+
+        def forward(self, x):
+            return Shift.apply(x, self.bias)
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 5), Shifted())
+    batch = torch.randn(8, 5), torch.randn(8, 5)
+    factor = 1.0
+    right = gradcheck(net, nn.functional.mse_loss, batch)
+    assert right.ok
+    assert all(skipped.trivial for skipped in right.skipped)
+    factor = -3.0
+    (failure,) = gradcheck(net, nn.functional.mse_loss, batch).failures
+    assert failure.analytic == pytest.approx(-3 * failure.numeric, rel=1e-6)

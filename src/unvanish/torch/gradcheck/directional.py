@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from unvanish.torch.gradcheck.precision import double_precision
-from unvanish.torch.gradcheck.units import ForwardError, Leaf, Unit
+from unvanish.torch.gradcheck.units import ForwardError, Unit
 
 TOLERANCE = 1e-7
 _EPS = torch.finfo(torch.float64).eps
 _SMOOTH = 1e-5  # relative disagreement of D_h and D_{h/2} above which an output is not smooth; h^2 where it is
 _ROUNDING = 16 * _EPS  # of a value with some cancellation behind it
 _FLOOR = 1e-2  # an entry near zero moves by this much of the typical one
+_WIDEST = 1e200
 _COARSE = 1e-4  # the limit up to which a measurement says something at the first try
 
 
@@ -82,6 +83,7 @@ class Probe:
         self.values = unit.values(self.outputs)
         self._tracked = [k for k, y in enumerate(self.outputs) if y.requires_grad]
         self._scales = [spread(y) for y in self.values]
+        self._widths = [1.0] * len(self.leaves)
 
     @property
     def judgeable(self) -> bool:
@@ -92,9 +94,24 @@ class Probe:
         """A random direction of the chosen leaves; each entry moves in proportion to its size."""
         wanted = set(chosen)
         return [
-            self._random(leaf.base).mul_(reach(leaf)) if k in wanted and not leaf.excused else None
+            self._random(leaf.base).mul_(self.reach(k)) if k in wanted and not leaf.excused else None
             for k, leaf in enumerate(self.leaves)
         ]
+
+    def reach(self, k: int) -> Tensor:
+        """How far each entry moves for a step of one: its own size and a hundredth of the typical one."""
+        leaf = self.leaves[k]
+        reached = leaf.base.abs().add_(_FLOOR * spread(leaf.base)).nan_to_num_(0.0, 0.0, 0.0).mul_(self._widths[k])
+        if leaf.padding is not None:
+            reached[leaf.padding] = 0.0
+        return reached
+
+    def widen(self, k: int) -> None:
+        """Let a leaf of tiny numbers, such as a bias of 1e-18, move as far as moves the outputs by their own size."""
+        shifts = self.shifts([k])
+        moved = _along(self.gradients(self.cotangents())[k], shifts[k])
+        length = 0.0 if moved is None else _length([moved])
+        self._widths[k] = min(1 / (length or spread(self.leaves[k].base)), _WIDEST)
 
     def _random(self, like: Tensor) -> Tensor:
         drawn = torch.empty(like.shape, dtype=like.dtype).uniform_(-1, 1, generator=self.generator)  # normal: 6x slower
@@ -222,11 +239,3 @@ def spread(values: Tensor) -> float:
         finite = values[torch.isfinite(values)]
         size = float(finite.abs().max().clamp(max=1e100)) if finite.numel() else 1.0
     return size or 1.0
-
-
-def reach(leaf: Leaf) -> Tensor:
-    """How far each entry moves for a step of one: its own size and a hundredth of the typical one."""
-    reached = leaf.base.abs().add_(_FLOOR * spread(leaf.base)).nan_to_num_(0.0, 0.0, 0.0)
-    if leaf.padding is not None:
-        reached[leaf.padding] = 0.0
-    return reached

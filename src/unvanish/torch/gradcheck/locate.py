@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unvanish.torch.gradcheck.directional import Probe, dot, reach
+from unvanish.torch.gradcheck.directional import Probe, dot
 
 _ALL = 64  # a tensor of up to so many entries is gone through whole
 _TOP = 12  # of a larger one the entries with the largest analytic derivative, and what halving finds
@@ -54,7 +54,7 @@ class _Search:
     def __init__(self, probe: Probe, which: int, cotangents: Sequence[Tensor], analytic: Tensor) -> None:
         self._probe, self._which, self._cotangents, self._analytic = probe, which, cotangents, analytic
         self._base = probe.leaves[which].base
-        self._reach = reach(probe.leaves[which]).reshape(-1)
+        self._reach = probe.reach(which).reshape(-1)
 
     def _numeric(self, flat: Tensor) -> tuple[float, float]:
         """Derivative along a direction of this tensor, and how far its two estimates differ."""

@@ -80,15 +80,18 @@ def judge(probe: Probe) -> Judgement:
     return result
 
 
-def _sort(probe: Probe, chosen: list[int], found: Verdict, result: Judgement) -> None:
+def _sort(probe: Probe, chosen: list[int], found: Verdict, result: Judgement, widened: bool = False) -> None:
     """Halve a set of tensors that fails until single ones are left."""
     if len(chosen) > 1:
         middle = len(chosen) // 2
         parts = [[k] for k in _faint(found, chosen)] if found.right else [chosen[:middle], chosen[middle:]]
         for part in parts:
             _sort(probe, part, verdict(probe, part), result)
-    elif found.right is None:
+    elif found.right is None and widened:
         result.untold += chosen
+    elif found.right is None:
+        probe.widen(chosen[0])
+        _sort(probe, chosen, verdict(probe, chosen), result, widened=True)
     elif not found.right:
         unconnected = found.best.unconnected[chosen[0]] and not probe.unit.strict
         (result.cut if unconnected else result.wrong).extend(chosen)
