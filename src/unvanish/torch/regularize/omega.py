@@ -43,11 +43,17 @@ class OmegaRegularizer:
     measured relative to their own size, so that 1e-30 is as good as 1; in ``nn.RNN`` they are followed further down,
     beyond the range of float32.
 
-    Cost, as a ratio to plain forward and backward: see ``benchmarks/regularize.py``.  The penalty runs one backward
-    pass of its own (down to the states, not to the weights), so tensor hooks of yours run once more.
+    Cost of a training step, as a ratio to plain forward and backward (one CPU thread, ``benchmarks/regularize.py``):
+    about 2.1 for a tanh MLP 12 x 256 with batch 128 and 2.3 for a small CNN, 3.5 for ``nn.RNN`` and 7.5 for ``nn.LSTM``
+    with 100 steps of 64 units, whose fused kernels cannot show their states.  The penalty runs one backward pass of its
+    own (down to the states, not to the weights), so tensor hooks of yours run once more.
 
-    Whether it helps: it keeps alive a gradient that is there; it cannot bring back one that is gone.  Start from a
-    good initialisation first (there it bought nothing in our measurements).
+    Whether it helps: mean test accuracy over three seeds, without / with (strength), RMSprop, default weights unless
+    said.  Digits, MLPs of 20 layers: tanh .19 / .75 (1), ReLU .08 / .79 (1); of 40 layers: .09 / .36, .09 / .37, which
+    is no cure.  ``nn.RNN`` that remembers over 30 steps: .12 / .96 (0.1), but .75 with strength 1; orthogonal weights
+    and a large learning rate .37 / 1.00 (0.1), over 100 steps .31 / .90 (1); over 100 steps from default weights .13 /
+    .28, no cure.  So: mend the initialisation first, and use Omega to keep what it gave.  For the tanh MLPs
+    :class:`SoftOrthogonality` did more (.94 and .76), for ReLU and recurrent nets less.
 
     Args:
         model: the network; its parameters' names appear in messages, and only they are regularised.
