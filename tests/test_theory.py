@@ -203,6 +203,14 @@ def test_deeper_nets_are_straighter() -> None:
     assert alphas == sorted(alphas, reverse=True)
 
 
+def test_a_single_relu_is_used_at_its_kink() -> None:
+    """One layer may bend by 1.5 in all; ReLU at its kink bends by 1.467, by hand."""
+    alpha, beta, _, gamma = operating_point(relu, 1)
+    assert (alpha, beta) == (1, 0)
+    assert 0.5 * gamma**2 == pytest.approx(0.5 / (0.5 - 0.5 / math.pi), rel=1e-6)
+    assert operating_point(relu, 2).beta == 1
+
+
 def test_mirrored_relu_finds_the_side_that_lives() -> None:
     point, turned = operating_point(relu, 100), operating_point(lambda u: -relu(-u), 100)
     assert (point.beta, turned.beta) == (1, -1)

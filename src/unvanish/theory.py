@@ -295,7 +295,7 @@ def _shifts(phi: Elementwise) -> list[list[float]]:
     if np.allclose(phi(x) + phi(-x), 2 * phi(np.zeros_like(x)), rtol=1e-6, atol=1e-9):
         return [[0.0], anywhere]
     if np.allclose(phi(3 * x), 3 * phi(x), rtol=1e-6) and np.allclose(phi(-3 * x), 3 * phi(-x), rtol=1e-6):
-        return [[1.0], [-1.0]]  # only alpha / beta matters
+        return [[0.0], [1.0], [-1.0]]  # only alpha / beta matters; 0 serves where the whole kink is within the budget
     return [anywhere]
 
 

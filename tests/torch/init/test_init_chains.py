@@ -243,7 +243,7 @@ def test_average_pools_are_made_up_for() -> None:
     net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), *blocks, nn.Flatten(), nn.Linear(16, 10))
     x = torch.randn(64, 3, 8, 8)
     done = initialize_(net, x)
-    assert {a.method for a in done.actions} == {"mirrored", "orthogonal"}
+    assert {a.method for a in done.actions} == {"operating point", "orthogonal"}
     assert float(net(x).detach().std()) == pytest.approx(1, rel=0.2)
 
 
@@ -299,3 +299,27 @@ def test_learning_rate_without_layers() -> None:
 def test_mirrored_refuses_what_has_no_pairs() -> None:
     with pytest.raises(ValueError, match=r"nothing in Sequential can be paired.*Use operating_point_"):
         mirrored_(chain(3, nn.Tanh), torch.randn(8, 32, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("depth", "method"), [(2, "operating point"), (9, "operating point"), (10, "mirrored")])
+def test_shallow_networks_keep_their_width(depth: int, method: str) -> None:
+    assert initialize_(Functional(depth, F.relu), torch.randn(16, 32)).actions[0].method == method
+
+
+@pytest.mark.parametrize("act", [nn.Softshrink, nn.Tanhshrink])
+def test_activations_that_are_flat_at_zero(act: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    assert initialize_(chain(20, act).float(), torch.randn(64, 32)).ok
+
+
+def test_steps_have_no_operating_point_and_are_not_called_good() -> None:
+    net = Functional(6, torch.sign)
+    with pytest.warns(UserWarning, match="the gradient backward shrinks"):
+        assert not initialize_(net, torch.randn(16, 32)).ok
+
+
+def test_compiled_models_are_set_through_their_wrapper() -> None:
+    net = chain(12, nn.ReLU).float()
+    done = initialize_(torch.compile(net, backend="eager"), torch.randn(16, 32))
+    assert done.ok
+    assert done.actions[0].name == "0.weight"

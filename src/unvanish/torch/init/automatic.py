@@ -22,9 +22,9 @@ def initialize_(
 ) -> Initialization:
     r"""Initialise a whole model so that signal and gradient get through, each layer as its place asks for; in place.
 
-    Plain chains of layers and activations get mirrored weights where the activation allows it
-    (:func:`mirrored_`) and an operating point elsewhere (:func:`operating_point_`), for the number of activations that
-    are really in a row. The last layer of a residual branch starts at zero, layers before a norm and inside branches
+    Plain chains of layers and activations get an operating point (:func:`operating_point_`) for the number of
+    activations that are really in a row, and mirrored weights (:func:`mirrored_`) where there are ten or more and the
+    activation allows it. The last layer of a residual branch starts at zero, layers before a norm and inside branches
     get He weights, attention projections Xavier, recurrent layers orthogonal hidden weights and open gates. Norms,
     frozen parameters and what is in ``keep`` stay.
 

@@ -53,9 +53,14 @@ class Nonlinearity:
     @cached_property
     def straight(self) -> bool:
         """Whether phi is a straight line, such as a multiplication by a number."""
-        x = np.linspace(-5, 5, 11)
+        x = np.linspace(-5, 5, 101)
         y = self.phi(x)
-        return bool(np.allclose(y, y[5] + (y[6] - y[5]) * x, rtol=1e-6, atol=1e-9))
+        return bool(np.allclose(y, y[50] + (y[100] - y[50]) / 5 * x, rtol=1e-6, atol=1e-9))
+
+    @property
+    def members(self) -> frozenset[int]:
+        """The ops it is made of."""
+        return frozenset(op.index for op in self._ops)
 
     @property
     def key(self) -> tuple[object, ...]:

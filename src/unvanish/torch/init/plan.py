@@ -17,6 +17,7 @@ from unvanish.torch.init.ways import AVERAGES
 from unvanish.torch.wiring import Wiring
 
 Method = Literal["auto", "operating point", "mirrored"]
+_MIRRORED_FROM = 10  # activations in a row; pairs halve the width at the start, which costs shallow nets accuracy
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,8 @@ def _codes(reading: Reading, method: Method) -> tuple[dict[int, Code], dict[int,
         signal = reading.signals.get(curve.exit)
         if signal is None or signal.layer.index in coded:  # two nonlinearities of one layer: the first one counts
             continue
-        if method != "operating point" and _mirrors(curve, signal, reading):
+        deep = reading.lengths[signal.chain] >= _MIRRORED_FROM or method == "mirrored"
+        if method != "operating point" and deep and _mirrors(curve, signal, reading):
             code: Code | None = Code(slope=curve.mirror)
         else:
             layer = signal.layer

@@ -88,7 +88,9 @@ def _ends(wiring: Wiring, model: nn.Module) -> tuple[int, int] | None:
     """
     around = branches(wiring)
     aside = {i for branch in around for i in branch.ops}
-    places = {n.exit for n in nonlinearities(wiring, model) if not n.straight} | {branch.merge for branch in around}
+    curves = nonlinearities(wiring, model)
+    others = {op.index for op in wiring.ops if op.kind == "activation"} - {i for n in curves for i in n.members}
+    places = {n.exit for n in curves if not n.straight} | others | {branch.merge for branch in around}
     places -= aside
     if not places:
         return None
