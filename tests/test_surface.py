@@ -1,5 +1,6 @@
 """The public surface is frozen here: to change it is a decision, made by changing this file too."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,65 @@ SOURCE = Path(unvanish.__file__).parent.parent
 FRAMEWORKS = ("torch", "keras", "tensorflow", "jax", "transformers", "sklearn")
 
 NAMES = {"Diagnosis", "Finding", "Flow", "__version__", "diagnose"}
+CURES = {  # each usable alone: from unvanish.torch.clip import AutoClip
+    "centered": {"CenteredUpdates"},
+    "clip": {
+        "AutoClip",
+        "ClipReport",
+        "NonFinite",
+        "ZClip",
+        "clip_grad_global_norm_",
+        "clip_grad_tensor_norm_",
+        "clip_grad_unit_norm_",
+        "clip_grad_value_",
+    },
+    "gradcheck": {
+        "Failure",
+        "GradientCheck",
+        "LossCheck",
+        "ModuleCheck",
+        "Skipped",
+        "gradcheck",
+        "gradcheck_function",
+    },
+    "init": {
+        "Action",
+        "Initialization",
+        "Vitals",
+        "chrono_",
+        "he_",
+        "initialize_",
+        "learning_rate",
+        "lsuv_",
+        "mirrored_",
+        "operating_point_",
+        "orthogonal_",
+        "xavier_",
+    },
+    "normalize": {
+        "ChannelsLast",
+        "FeaturesLast",
+        "Inserted",
+        "LeftOut",
+        "NormalizationReport",
+        "insert_normalization_",
+    },
+    "regularize": {"JacobianRegularizer", "OmegaRegularizer", "SoftOrthogonality", "SpectralIsometry"},
+    "reset": {
+        "AbstractScore",
+        "Dead",
+        "Dormant",
+        "LowUtility",
+        "NotResettable",
+        "ResetEvent",
+        "ResetReport",
+        "Saturated",
+        "SelfNormalized",
+        "UnitReset",
+        "reset_vanished_gradients_",
+    },
+    "rmsprop": {"RMSprop", "gradient_floor"},
+}
 COMMANDS = {
     "run": {"SCRIPT", "ARGS", "--steps", "--json", "-m"},
     "diagnose": {"FILE.py:FACTORY", "--steps", "--json"},
@@ -25,6 +85,11 @@ COMMANDS = {
 def test_public_names():
     assert set(unvanish.__all__) == NAMES
     assert len(NAMES) <= 12
+
+
+@pytest.mark.parametrize("cure", CURES)
+def test_names_of_the_cures(cure):
+    assert set(importlib.import_module(f"unvanish.torch.{cure}").__all__) == CURES[cure]
 
 
 def test_commands_and_their_flags():

@@ -10,6 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
+__all__ = ["CenteredUpdates"]
+
+
 class CenteredUpdates(Optimizer):
     r"""Any optimizer, with the mean over each output unit's weights taken out of every update.
 
