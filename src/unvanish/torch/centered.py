@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-
 __all__ = ["CenteredUpdates"]
 
 
