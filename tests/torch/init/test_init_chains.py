@@ -164,7 +164,9 @@ def test_linear_layers_of_any_widths_lose_only_what_the_narrowest_must(widths: l
     torch.manual_seed(seed)
     sizes = [32, *widths * 5]
     net = nn.Sequential(*[nn.Linear(a, b) for a, b in pairwise(sizes)]).double()
-    initialize_(net, torch.randn(500, 32, dtype=torch.float64))
+    x = torch.randn(500, 32, dtype=torch.float64)
+    initialize_(net, x)
+    assert float(net(x).detach().square().mean().sqrt()) == pytest.approx(1, rel=0.15)
     product = torch.linalg.multi_dot([layer.weight.detach() for layer in reversed(net)])
     values = torch.linalg.svdvals(product)
     rank = min(sizes)
@@ -323,3 +325,25 @@ def test_compiled_models_are_set_through_their_wrapper() -> None:
     done = initialize_(torch.compile(net, backend="eager"), torch.randn(16, 32))
     assert done.ok
     assert done.actions[0].name == "0.weight"
+
+
+class Turned(nn.Module):
+    """From a convolution to a linear layer: over the channels, or over the places, of which there are as many."""
+
+    def __init__(self, over_channels: bool) -> None:
+        super().__init__()
+        self.conv, self.linear, self.over_channels = nn.Conv2d(3, 16, 1), nn.Linear(16, 4), over_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.conv(x)).flatten(2)
+        return self.linear(h.transpose(1, 2)) if self.over_channels else self.linear(h)
+
+
+def test_pairs_only_where_the_next_layer_reads_the_same_units() -> None:
+    x = torch.rand(8, 3, 4, 4)
+    with pytest.raises(ValueError, match="nothing in Turned can be paired"):
+        mirrored_(Turned(over_channels=False), x)
+    net = nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 4))
+    mirrored_(net, x)
+    weight = net[3].weight.detach()
+    torch.testing.assert_close(weight[:, :128], -weight[:, 128:])

@@ -61,6 +61,7 @@ def test_branch_that_ends_in_an_activation_starts_small() -> None:
     net = Residual(nn.Sequential(nn.Linear(24, 24), nn.ReLU()), depth=40)
     done = initialize_(net, X)
     assert done.ok
+    assert abs(done.after.forward or 0) < 0.2
     net(X).square().sum().backward()
     assert all(branch[0].weight.grad.any() for branch in net.branches)
 
