@@ -233,6 +233,21 @@ def test_an_optimizer_that_is_gone_is_not_taken_for_the_next() -> None:
         assert kept not in watch.tally._quiet
 
 
+def test_the_losses_of_steps_nobody_counts_are_not_the_next_ones() -> None:
+    watch = Watch(silent, silent, None)
+    with watching(watch):
+        nets = [nn.Linear(2, 1) for _ in range(9)]
+        optimizers = [torch.optim.SGD(net.parameters(), lr=1e-3) for net in nets]
+        seen_at_first = []
+        for which in (0, 8, 8, 0):
+            loss = nets[which](torch.ones(3, 2)).pow(2).mean()
+            loss.backward()
+            optimizers[which].step()
+            seen_at_first += [loss.item()] if which == 0 else []
+    assert watch.unwatched == 1
+    assert list(watch.tracks[0].losses.values) == seen_at_first
+
+
 def test_passes_without_a_step_do_not_pile_up() -> None:
     watch = Watch(silent, silent, None)
     with watching(watch):

@@ -1,8 +1,8 @@
 """Between two looks, all of ours that runs: the losses and steps of a program are counted, and nothing else is done.
 
-``heard`` runs at a backward pass, ``relaxed`` and ``counted`` before and after a step. Each call into C costs half a
-microsecond there, where the caches are full of the user's own work: hence the few of them. Each answers False wherever
-more than counting is to be done, which ``Watch`` then does.
+``heard`` runs at a backward pass, ``relaxed`` and ``counted`` before and after a step. Every call into C costs some tenths
+of a microsecond there, where the caches are full of the user's own work: hence the few of them. Each answers False
+wherever more than counting is to be done, which ``Watch`` then does.
 """
 
 from __future__ import annotations
