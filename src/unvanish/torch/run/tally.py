@@ -1,6 +1,6 @@
 """Between two looks, all of ours that runs: the losses and steps of a program are counted, and nothing else is done.
 
-``heard`` runs at a backward pass, ``relaxed`` and ``counted`` before and after a step. Every call into C costs some tenths
+``heard`` runs at a backward pass, ``relaxed`` and ``counted`` around a step. Each call into C takes some tenths
 of a microsecond there, where the caches are full of the user's own work: hence the few of them. Each answers False
 wherever more than counting is to be done, which ``Watch`` then does.
 """
