@@ -307,6 +307,34 @@ def test_groups_schedules_and_tensors_as_rates() -> None:
     assert not optimizer.state
 
 
+class NormalizedSteps(torch.optim.Optimizer):
+    """Knows no learning rate: each weight moves by a share of its own norm."""
+
+    def __init__(self, params, defaults: dict[str, float | None]) -> None:
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(p.grad / p.grad.norm().clamp(min=1e-12) * p.norm().clamp(min=0.1), alpha=0.02)
+
+
+@pytest.mark.parametrize("defaults", [{}, {"lr": None}])
+def test_an_optimizer_without_a_learning_rate(defaults: dict[str, float | None]) -> None:
+    model = net()
+    optimizer = NormalizedSteps(model.parameters(), defaults)
+    diagnosis = diagnose(model, CE, data(), optimizer)
+    assert diagnosis.healthy
+    assert diagnosis.flow.optimizer.learning_rates == ()
+    symmetric = net()
+    with torch.no_grad():
+        for p in symmetric.parameters():
+            p.fill_(0.0)
+    found = diagnose(symmetric, CE, data(), NormalizedSteps(symmetric.parameters(), defaults)).findings
+    assert found[0].cause == "symmetry"
+
+
 def test_lazy_layers_stay_lazy() -> None:
     model = nn.Sequential(nn.LazyLinear(16), nn.ReLU(), nn.LazyLinear(3))
     diagnosis = diagnose(model, CE, data(), adam(model))

@@ -54,7 +54,7 @@ class Attempt:
         batch, floor = self.batch, self.floor
         if lever == "learning-rate":
             for group in work.optimizer.param_groups:
-                group["lr"] = group["lr"] * factor
+                group["lr"] = group["lr"] * factor if group.get("lr") is not None else None
         if lever == "float32":
             work.model.float()
             work.optimizer.state.clear()
@@ -140,7 +140,7 @@ def format_experiments(
 
 def _factors(flow: Flow) -> tuple[float, ...]:
     """Learning rates worth a try: decades around the user's, and the one that would give sound updates."""
-    if flow.optimizer is None or not flow.optimizer.given or max(flow.optimizer.learning_rates) == 0:
+    if flow.optimizer is None or not flow.optimizer.given or max(flow.optimizer.learning_rates, default=0) == 0:
         return ()
     ratio = flow.steps[0].update_ratio if flow.steps else None
     if ratio is None or not 0 < ratio < math.inf or _GOOD_RATIOS[0] / 200 <= ratio <= 200 * _GOOD_RATIOS[1]:

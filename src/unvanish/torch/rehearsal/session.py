@@ -202,13 +202,16 @@ def _gradient_broken(flow: Flow) -> bool:
 
 
 def view_optimizer(optimizer: Optimizer, given: bool) -> OptimizerView:
-    """Class, learning rates, eps and weight decay of an optimizer; ``given`` = it is the user's own."""
+    """Class, learning rates, eps and weight decay of an optimizer; ``given`` = it is the user's own.
+
+    Some optimizers have no learning rate (theirs is relative, or found by line search): none is reported then.
+    """
     name = type(optimizer).__name__
     groups = optimizer.param_groups
     eps = groups[0].get("eps")
     return OptimizerView(
         name=name,
-        learning_rates=tuple(float(group["lr"]) for group in groups),
+        learning_rates=tuple(float(group["lr"]) for group in groups if group.get("lr") is not None),
         eps=None if eps is None or isinstance(eps, tuple | list) else float(eps),
         weight_decay=max(float(group.get("weight_decay", 0) or 0) for group in groups),
         adaptive=any(kind in name.lower() for kind in _ADAPTIVE),
