@@ -84,6 +84,13 @@ def test_low_rank_only_warns() -> None:
     assert not Vitals(0.0, 0.0, 0.5, 3.1).warnings()
 
 
+def test_what_was_not_observed_is_not_called_good():
+    done = initialize_(nn.LSTM(3, 4), torch.randn(5, 2, 3))
+    assert str(done).splitlines()[-1].startswith("not verified")
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+    assert str(initialize_(net, torch.randn(64, 3))).splitlines()[-1] == "ok"
+
+
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.LSTMCell, nn.GRU, nn.GRUCell])
 def test_chrono_times_are_uniform_up_to_the_length(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
