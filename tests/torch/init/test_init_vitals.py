@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from unvanish.torch.init import Vitals, chrono_
+from unvanish.torch.init import Vitals, chrono_, initialize_
 from unvanish.torch.init.vitals import vital_signs
 from unvanish.torch.wiring import trace
 
