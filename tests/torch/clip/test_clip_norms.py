@@ -330,3 +330,19 @@ def test_a_floor_that_the_dtype_cannot_hold() -> None:
     params = parameters(torch.ones(1, dtype=torch.float16))
     with pytest.raises(ValueError, match="float16"):
         clip_grad_tensor_norm_(params, floor=1e5)
+
+
+@pytest.mark.parametrize(
+    "shape", [(300, 100), (129, 129), (7, 5, 31, 23), (16385,), (3, 16384), (40, 1024), (1, 20001)]
+)
+@pytest.mark.parametrize("order", ["contiguous", "transposed", "strided"])
+def test_the_norm_of_large_tensors_of_any_shape(shape: tuple[int, ...], order: str) -> None:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    if order == "transposed":
+        values = values.mT if values.ndim > 1 else values
+    if order == "strided":
+        values = values.repeat_interleave(2, dim=-1)[..., ::2]
+    parameter = torch.nn.Parameter(torch.zeros_like(values))
+    parameter.grad = values
+    report = clip_grad_global_norm_([parameter])
+    assert report.norm == pytest.approx(math.sqrt(math.fsum((values.double() ** 2).flatten().tolist())), rel=1e-6)

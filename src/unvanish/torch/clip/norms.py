@@ -84,7 +84,8 @@ def _floats(scalars: list[Tensor]) -> list[float]:
     return values
 
 
-def _in_rows(line: Tensor) -> Tensor:
+def _in_rows(tensor: Tensor) -> Tensor:
+    line = flat(tensor)
     whole = line.numel() // _ROW * _ROW
     rows = torch.linalg.vector_norm(line[:whole].view(-1, _ROW), dim=1).double()
     tail = torch.linalg.vector_norm(line[whole:]).double()
