@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from unvanish.torch.clip.gradients import Parameters
+from unvanish.torch.clip.gradients import Gradient, Parameters
+from unvanish.torch.clip.norms import to_host
 from unvanish.torch.clip.report import ClipReport, NonFinite
 from unvanish.torch.clip.survey import survey
 
@@ -52,15 +52,13 @@ def clip_grad_value_(
     if report.skipped:
         return report
     bounds = {dtype: _in_dtype(low, maximum, dtype) for dtype in {gradient.data.dtype for gradient in gradients}}
-    clipped = 0
-    for gradient in gradients:
-        data, kept = gradient.data, bounds[gradient.data.dtype]
-        small = gradient.norm < 0.999 * min(-kept[0], kept[1])  # no entry is larger than the norm, which is rounded
-        if not small and _outside(data, *kept):
-            data.clamp_(*kept)
-            gradient.commit()
-            clipped += 1
-    return replace(report, clipped=clipped)
+    # no entry is larger than the norm, which is rounded
+    large = [one for one in gradients if one.norm >= 0.999 * min(-bounds[one.data.dtype][0], bounds[one.data.dtype][1])]
+    outside = _outside(large, bounds)
+    for gradient in outside:
+        gradient.data.clamp_(*bounds[gradient.data.dtype])
+        gradient.commit()
+    return replace(report, clipped=len(outside))
 
 
 def _in_dtype(low: float, high: float, dtype: torch.dtype) -> tuple[float, float]:
@@ -70,11 +68,15 @@ def _in_dtype(low: float, high: float, dtype: torch.dtype) -> tuple[float, float
     return pair[0], pair[1]
 
 
-def _outside(data: Tensor, low: float, high: float) -> bool:
-    if not data.numel():
-        return False  # this process's part of a distributed gradient may be empty
-    smallest, largest = torch.stack(torch.aminmax(data)).tolist()
-    return bool(smallest < low or largest > high)
+def _outside(gradients: list[Gradient], bounds: dict[torch.dtype, tuple[float, float]]) -> list[Gradient]:
+    """Those with an entry out of bounds; this process's part of a distributed gradient may be empty."""
+    filled = [gradient for gradient in gradients if gradient.data.numel()]
+    extremes = to_host([extreme for gradient in filled for extreme in torch.aminmax(gradient.data)])
+    return [
+        gradient
+        for gradient, low, high in zip(filled, extremes[::2], extremes[1::2], strict=True)
+        if low < bounds[gradient.data.dtype][0] or high > bounds[gradient.data.dtype][1]
+    ]
 
 
 def _check(low: float, high: float) -> None:
