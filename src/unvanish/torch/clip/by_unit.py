@@ -70,9 +70,7 @@ def clip_grad_unit_norm_(
     gradients, report = survey(parameters, nonfinite, measure)
     if report.skipped or not gradients:
         return report
-    weights = [
-        weight_norms(gradient, units, exact=extreme) for gradient, units in zip(gradients, measure.units, strict=True)
-    ]
+    weights = weight_norms(gradients, measure.units, exact=extreme)
     bounds = list(torch._foreach_clamp_min(weights, eps))
     torch._foreach_mul_(bounds, ratio)
     clipped = 0

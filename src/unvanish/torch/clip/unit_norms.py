@@ -55,7 +55,18 @@ class UnitNorms:
         return norms
 
 
-def weight_norms(gradient: Gradient, units: Units, *, exact: bool) -> Tensor:
+def weight_norms(gradients: list[Gradient], units: list[Units], *, exact: bool) -> list[Tensor]:
+    """Norms of the weights of all units, exact also where the fast ones leave their range."""
+    pairs = list(zip(gradients, units, strict=True))
+    norms = [_weight_norms(*pair, exact=exact) for pair in pairs]
+    totals = to_host(list(torch._foreach_norm(norms)))
+    return [
+        norm if math.isfinite(total) else _weight_norms(*pair, exact=True)
+        for norm, total, pair in zip(norms, totals, pairs, strict=True)
+    ]
+
+
+def _weight_norms(gradient: Gradient, units: Units, *, exact: bool) -> Tensor:
     """Norms of the weights of the units that the gradient has: all, or the rows that a sparse one names."""
     weight = gradient.parameter
     if type(gradient.grad) is not Tensor:
