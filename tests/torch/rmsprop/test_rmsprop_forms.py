@@ -228,7 +228,7 @@ def test_capturable_can_be_traced_without_graph_breaks():
         g = torch.linspace(-1, 1, 8)
         g[2] = float("nan")
         for (p, v, b), update in ((ours, compiled), (plain, guarded_)):
-            bad = update(Values(p, v, None, b), g, settings, Numbers(torch.tensor(lr), 1.0))
+            bad = update(Values(p, v, None, b), g, settings, Numbers(torch.tensor(lr), 1.0, settings.rho, settings.eps))
             assert int(bad.sum()) == 1
     torch.testing.assert_close(ours, plain)
     assert len(compilations) == 1

@@ -17,7 +17,7 @@ from unvanish.torch.rmsprop.formula import Numbers, Values, advance_, guarded_
 from unvanish.torch.rmsprop.settings import Settings
 from unvanish.torch.rmsprop.slots import Slot
 
-PIECE = 1 << 16  # elements: parameter, gradient, state and a temporary fill a second-level cache of 1 MiB
+PIECE = 1 << 17  # elements: parameter, gradient, state and a temporary take 2 MiB of the cache
 TINY = 1 << 10  # tensors up to here are put side by side: beyond, copying them costs more than the calls saved
 _Update = Callable[[Values, Tensor, Settings, Numbers], Tensor]
 SKIPPED = "skipped"  # state: how many entries had no part in a step because their gradient was NaN or Inf
@@ -26,16 +26,35 @@ SKIPPED = "skipped"  # state: how many entries had no part in a step because the
 def step(slots: list[Slot], s: Settings, lr: float | Tensor, scale: float | Tensor) -> int:
     """Update the parameters and the state of these slots; returns how many entries were skipped on the CPU."""
     skipped = 0
+    made: dict[object, Numbers] = {}
     for members in _packs(slots, s):
-        device = members[0].p.device
-        numbers = Numbers(_near(lr, device), _near(scale, device), members[0].correction)
+        first = members[0]
+        kind = (first.v.dtype, first.v.device, first.correction)
+        numbers = made.get(kind)
+        if numbers is None:
+            numbers = made[kind] = _numbers(first, s, lr, scale)
         if len(members) > 1:
             skipped += _step_pack(members, s, numbers)
-        elif s.differentiable or s.capturable or device.type != "cpu":
-            skipped += _step_whole(members[0], s, numbers)
+        elif _looks(first, s):
+            skipped += _step_pieces(first, s, numbers)
         else:
-            skipped += _step_pieces(members[0], s, numbers)
+            skipped += _step_whole(first, s, numbers)
     return skipped
+
+
+def _looks(slot: Slot, s: Settings) -> bool:
+    """Whether the step may look at numbers: nobody waits for a device, and no tape or graph is written."""
+    return slot.v.is_cpu and not (s.differentiable or s.capturable)
+
+
+def _numbers(slot: Slot, s: Settings, lr: float | Tensor, scale: float | Tensor) -> Numbers:
+    v = slot.v
+    given = Numbers(_near(lr, v.device), _near(scale, v.device), s.rho, s.eps, slot.correction)
+    if not _looks(slot, s):
+        return given
+    # torch wraps a number anew in each call, which costs more than 10,000 multiplications
+    rho, eps, wrapped = (torch.as_tensor(number, dtype=v.dtype) for number in (s.rho, s.eps, scale))
+    return given._replace(rho=rho, eps=eps, scale=scale if scale == 1 else wrapped)
 
 
 def _near(number: float | Tensor, device: torch.device) -> float | Tensor:
@@ -77,18 +96,22 @@ def _compiled() -> _Update:
 
 
 def _step_pieces(slot: Slot, s: Settings, numbers: Numbers) -> int:
-    if not slot.flat or slot.p.numel() <= PIECE:
+    size = slot.p.numel()
+    if not slot.flat or size <= PIECE:
         bad = _update_(slot.values, slot.g, s, numbers)
         return 0 if bad is None else count(slot, bad)
     skipped = 0
     room = torch.empty(PIECE, dtype=slot.v.dtype)
-    lines = [None if tensor is None else tensor.view(-1) for tensor in (*slot.values, slot.g)]
-    for start in range(0, slot.p.numel(), PIECE):
-        *values, g = (None if line is None else line[start : start + PIECE] for line in lines)
-        assert g is not None, "only m and b may be missing"
-        bad = _update_(Values(*values), g, s, numbers, room[: g.numel()])  # type: ignore[arg-type]
+    p, g, v, m, b = (_pieces(tensor) for tensor in (slot.p, slot.g, slot.v, slot.m, slot.b))
+    for i, piece in enumerate(g):
+        values = Values(p[i], v[i], m[i] if m else None, b[i] if b else None)
+        bad = _update_(values, piece, s, numbers, room if piece.numel() == PIECE else room[: piece.numel()])
         skipped += 0 if bad is None else count(slot, bad)
     return skipped
+
+
+def _pieces(tensor: Tensor | None) -> tuple[Tensor, ...]:
+    return () if tensor is None else tensor.view(-1).split(PIECE)
 
 
 def _update_(values: Values, g: Tensor, s: Settings, numbers: Numbers, room: Tensor | None = None) -> Tensor | None:

@@ -32,6 +32,8 @@ class Numbers(NamedTuple):
 
     lr: float | Tensor
     scale: float | Tensor  # of the gradient: clipping, and -1 where the user maximizes
+    rho: float | Tensor
+    eps: float | Tensor
     correction: float | Tensor = 1.0  # of the averages, 1 / (1 - rho^t), where the user wants it
 
 
@@ -45,8 +47,8 @@ def advance_(values: Values, g: Tensor, s: Settings, n: Numbers, room: Tensor | 
         p.mul_(1 - n.lr * s.weight_decay)
     elif s.weight_decay:
         g = g.add(p, alpha=s.weight_decay)
-    v.mul_(s.rho).addcmul_(g, g, value=1 - s.rho)
-    d = _denominator(values, g, s, n.correction, room)
+    v.mul_(n.rho).addcmul_(g, g, value=1 - s.rho)
+    d = _denominator(values, g, s, n, room)
     if not s.momentum:
         _add_quotient(p, -n.lr, g, d)
     else:
@@ -56,18 +58,18 @@ def advance_(values: Values, g: Tensor, s: Settings, n: Numbers, room: Tensor | 
         values.p.copy_(p)
 
 
-def _denominator(values: Values, g: Tensor, s: Settings, correction: float | Tensor, room: Tensor | None) -> Tensor:
-    d, m = values.v, values.m
+def _denominator(values: Values, g: Tensor, s: Settings, n: Numbers, room: Tensor | None) -> Tensor:
+    d, m, correction = values.v, values.m, n.correction
     if s.bias_correction:
         d = d * correction
     if s.centered:
         assert m is not None, "made with the slot"
-        m.mul_(s.rho).add_(g, alpha=1 - s.rho)
+        m.mul_(n.rho).add_(g, alpha=1 - s.rho)
         m = m * correction if s.bias_correction else m
         d = torch.maximum(d - m * m, rounding_floor(d.dtype, s.rho) * d)
     if s.eps_inside:
-        return torch.sqrt(torch.add(d, s.eps, out=room), out=room)
-    return torch.add(torch.sqrt(d, out=room), s.eps, out=room)
+        return torch.add(d, n.eps, out=room).sqrt_()
+    return torch.add(torch.sqrt(d, out=room), n.eps, out=room)
 
 
 def _add_momentum(p: Tensor, b: Tensor, g: Tensor, d: Tensor, s: Settings, lr: float | Tensor) -> None:

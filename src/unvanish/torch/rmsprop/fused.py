@@ -62,7 +62,7 @@ def step(batch: Batch, s: Settings, lr: float, scale: float) -> int:
     return int(bad.sum())
 
 
-def square_sums(gradients: list[Tensor]) -> list[float]:
+def square_sums(gradients: Sequence[Tensor]) -> list[float]:
     """Sum of the squares of each, in float64; they have one dtype."""
     compiled = kernel()
     assert compiled is not None, "the caller asked"
@@ -86,7 +86,7 @@ def _table(batch: Batch) -> NDArray[np.int64]:
     return table
 
 
-def _offsets(tensors: list[Tensor]) -> NDArray[np.int64]:
+def _offsets(tensors: Sequence[Tensor]) -> NDArray[np.int64]:
     offsets = np.zeros(len(tensors) + 1, dtype=np.int64)
     np.cumsum([tensor.numel() for tensor in tensors], out=offsets[1:])
     return offsets

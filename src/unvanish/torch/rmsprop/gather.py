@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,13 +20,13 @@ _STRIDED = torch.strided
 class Batch(NamedTuple):
     """What the compiled step works on: tensors of one dtype on the CPU, each in one piece of memory, in columns."""
 
-    states: list[State]
-    p: list[Tensor]
-    g: list[Tensor]
-    v: list[Tensor]
-    m: list[Tensor | None]
-    b: list[Tensor | None]
-    corrections: list[float]
+    states: Sequence[State]
+    p: Sequence[Tensor]
+    g: Sequence[Tensor]
+    v: Sequence[Tensor]
+    m: Sequence[Tensor | None]
+    b: Sequence[Tensor | None]
+    corrections: Sequence[float]
 
 
 class Gathered(NamedTuple):
@@ -49,7 +50,9 @@ def gather(parameters: Iterable[Tensor], states: Mapping[Tensor, State], s: Sett
         s: settings of the group.
         compiled: whether what the compiled step can do shall be left to it.
     """
-    found = Gathered({}, [], [])
+    fitting: dict[torch.dtype, list[tuple[Any, ...]]] = defaultdict(list)  # rows of what is a column in Batch
+    slots: list[Slot] = []
+    rows: list[Slot] = []
     for p in parameters:
         g = p.grad
         if g is None:
@@ -59,25 +62,49 @@ def gather(parameters: Iterable[Tensor], states: Mapping[Tensor, State], s: Sett
         m = buffer_of("grad_avg", p, state) if s.centered else None
         b = buffer_of("momentum_buffer", p, state) if s.momentum else None
         correction = correction_of(p, state, s)
-        if compiled and _fits(p, g, v, m, b):
-            _add(found, state, p, g, v, m, b, correction)
+        if not s.differentiable and _fits(p, g, v, m, b):
+            if compiled:
+                fitting[p.dtype].append((state, p, g, v, m, b, correction))
+            else:
+                slots.append(Slot(state, p, g, v, m, b, correction, flat=True))
             continue
+        _check(p, g, v, m, b)
         slot = Slot(state, p, g, v, m, b, correction, flat=False)
         if g.layout is not _STRIDED and sparse.by_rows(g, s):
-            found.rows.append(slot._replace(g=g.coalesce()))
+            rows.append(slot._replace(g=g.coalesce()))
             continue
         slot = in_order(slot, s)
         if compiled and slot.flat and _fits(*slot[1:6]):
-            _add(found, *slot[:7])
+            fitting[slot.p.dtype].append(slot[:7])
         else:
-            found.slots.append(slot)
-    return found
+            slots.append(slot)
+    return Gathered({dtype: Batch(*zip(*fits, strict=True)) for dtype, fits in fitting.items()}, slots, rows)
+
+
+def _check(p: Tensor, *others: Tensor | None) -> None:
+    """Refuse what has no numbers, and what is not of the parameter's size."""
+    if p.is_meta:
+        raise ValueError(
+            f"RMSprop met a parameter of shape {tuple(p.shape)} on the meta device, which has no numbers to update. "
+            "Expected a real device. To mend it: materialise the model (to_empty and initialise) before its first step."
+        )
+    for other in others:
+        if other is not None and other.shape != p.shape:
+            raise ValueError(
+                f"RMSprop met a parameter of shape {tuple(p.shape)} with a gradient or state of shape "
+                f"{tuple(other.shape)}: its data was replaced, or the state is that of another model. Expected equal "
+                "shapes. To mend it: make a new optimizer for the parameter, or delete optimizer.state[p] and p.grad."
+            )
 
 
 def _fits(p: Tensor, g: Tensor, v: Tensor, m: Tensor | None, b: Tensor | None) -> bool:
-    dtype = p.dtype
+    dtype, shape = p.dtype, p.shape
     return (
         dtype in LIMITS
+        and g.shape == shape  # the compiled loop would run beyond the end of a smaller one
+        and v.shape == shape
+        and (m is None or m.shape == shape)
+        and (b is None or b.shape == shape)
         and g.dtype is dtype
         and v.dtype is dtype
         and p.is_cpu
@@ -89,25 +116,3 @@ def _fits(p: Tensor, g: Tensor, v: Tensor, m: Tensor | None, b: Tensor | None) -
         and (m is None or m.is_contiguous())
         and (b is None or b.is_contiguous())
     )
-
-
-def _add(
-    found: Gathered,
-    state: State,
-    p: Tensor,
-    g: Tensor,
-    v: Tensor,
-    m: Tensor | None,
-    b: Tensor | None,
-    correction: Any,
-) -> None:
-    batch = found.batches.get(p.dtype)
-    if batch is None:
-        batch = found.batches[p.dtype] = Batch([], [], [], [], [], [], [])
-    batch.states.append(state)
-    batch.p.append(p)
-    batch.g.append(g)
-    batch.v.append(v)
-    batch.m.append(m)
-    batch.b.append(b)
-    batch.corrections.append(correction)

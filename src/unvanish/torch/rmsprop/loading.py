@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,6 +21,21 @@ def complete(group: dict[str, Any], defaults: Mapping[str, Any]) -> None:
         defaults = {**defaults, "clip": None, "nesterov": False, "bias_correction": False, **PRESETS["torch"]}
     for name, value in defaults.items():
         group.setdefault(name, value)
+
+
+def check_shapes(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse the state of other parameters, which PyTorch would load: the step would read beyond its end."""
+    ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+    parameters = chain.from_iterable(group["params"] for group in groups)
+    for number, (saved_id, p) in enumerate(zip(ids, parameters, strict=False)):  # PyTorch counts them
+        for key in _AVERAGES:
+            value = state_dict["state"].get(saved_id, {}).get(key)
+            if isinstance(value, Tensor) and value.shape != p.shape:
+                raise ValueError(
+                    f"RMSprop was given a state in which {key} of parameter {number} has shape {tuple(value.shape)}; "
+                    f"the parameter has {tuple(p.shape)}. Expected equal shapes. To mend it: load the state of the "
+                    "same model with its parameters in the same order."
+                )
 
 
 def restore(state: dict[str, Any], saved: Mapping[str, Any], p: Tensor) -> None:

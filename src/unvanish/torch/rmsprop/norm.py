@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,20 +14,24 @@ from unvanish.torch.rmsprop import fused
 from unvanish.torch.rmsprop.gather import Gathered
 
 _SAFE_SQUARES = (1e-280, 1e300)  # of float64; float32 squares always are
+_PIECE = 1 << 14  # a float32 norm of more loses digits: torch's norm of 5e7 equal numbers is 3 % too small
 
 
 def global_norm(groups: Iterable[Gathered]) -> float | Tensor:
     """L2 norm of all finite entries together; a tensor where reading it would stop a GPU."""
     parts: list[float] = []
     on_device: list[Tensor] = []
+    here: dict[torch.dtype, list[Tensor]] = defaultdict(list)
     for group in groups:
         for batch in group.batches.values():
             parts += _compiled_norms(batch.g)
         for g in group.gradients():
-            if g.device.type != "cpu":
+            if g.is_cpu:
+                here[g.dtype].append(g)
+            else:
                 on_device.append(torch.linalg.vector_norm(_finite(g), dtype=torch.float64))
-            elif g.numel():
-                parts += _norms([g])
+    for gradients in here.values():
+        parts += _norms(gradients)
     if not on_device:
         return math.hypot(*parts)
     device = on_device[0].device
@@ -35,19 +40,25 @@ def global_norm(groups: Iterable[Gathered]) -> float | Tensor:
     return norm
 
 
-def _compiled_norms(gradients: list[Tensor]) -> list[float]:
+def _compiled_norms(gradients: Sequence[Tensor]) -> list[float]:
     low, high = _SAFE_SQUARES
     sums = fused.square_sums(gradients)
-    return [math.sqrt(x) if low < x < high else _norms([g])[0] for x, g in zip(sums, gradients, strict=True) if x]
+    parts = [math.sqrt(x) for x in sums if low < x < high]
+    return parts + _norms([g for x, g in zip(sums, gradients, strict=True) if x and not low < x < high])
 
 
 def _norms(gradients: list[Tensor]) -> list[float]:
-    """Where a norm is not finite, without the entries that are not."""
-    measured = norms(gradients)
+    """Of the finite entries of gradients of one dtype, piece by piece."""
+    pieces = [piece for g in gradients if g.numel() for piece in _pieces(g)]
+    measured = norms(pieces) if pieces else []
     for i, norm in enumerate(measured):
         if not math.isfinite(norm):
-            measured[i] = norms([_finite(gradients[i])])[0]
+            measured[i] = norms([_finite(pieces[i])])[0]
     return measured
+
+
+def _pieces(g: Tensor) -> tuple[Tensor, ...]:
+    return g.view(-1).split(_PIECE) if g.is_contiguous() and g.numel() > _PIECE else (g,)
 
 
 def _finite(g: Tensor) -> Tensor:

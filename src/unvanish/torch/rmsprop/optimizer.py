@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from unvanish.torch.rmsprop import eager, fused, sparse
 from unvanish.torch.rmsprop.gather import Gathered, gather
-from unvanish.torch.rmsprop.loading import complete, restore
+from unvanish.torch.rmsprop.loading import check_shapes, complete, restore
 from unvanish.torch.rmsprop.norm import clip_factor, global_norm
 from unvanish.torch.rmsprop.settings import PRESETS, Settings
 
@@ -185,8 +185,9 @@ class RMSprop(Optimizer):
             state_dict: as from ``state_dict()``; nothing of it is shared afterwards.
 
         Raises:
-            ValueError: it belongs to other parameter groups.
+            ValueError: it belongs to other parameter groups, or to parameters of other shapes.
         """
+        check_shapes(state_dict, self.param_groups)
         super().load_state_dict(state_dict)
         ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         parameters = chain.from_iterable(group["params"] for group in self.param_groups)
@@ -258,4 +259,6 @@ class RMSprop(Optimizer):
 def _wants_numba(s: Settings) -> bool:
     """Whether the step compiled by Numba is wanted, possible with these settings, and there."""
     wanted = s.fused or (s.fused is None and s.foreach is None)
-    return bool(wanted) and not (s.differentiable or s.capturable) and fused.kernel() is not None
+    if not wanted or s.differentiable or s.capturable or torch.compiler.is_compiling():
+        return False  # under torch.compile the user has the step compiled
+    return fused.kernel() is not None

@@ -24,7 +24,7 @@ def step(slot: Slot, s: Settings, lr: float | Tensor, scale: float | Tensor) -> 
     """Update the rows in the gradient; the average of the others decays, as with a gradient of zero."""
     rows = slot.g.indices()[0]
     values = Values(slot.p.index_select(0, rows), slot.v.index_select(0, rows), None, None)
-    bad = guarded_(values, slot.g.values(), s, Numbers(lr, scale, slot.correction))
+    bad = guarded_(values, slot.g.values(), s, Numbers(lr, scale, s.rho, s.eps, slot.correction))
     slot.v.mul_(s.rho)
     slot.p.index_copy_(0, rows, values.p)
     slot.v.index_copy_(0, rows, values.v)
