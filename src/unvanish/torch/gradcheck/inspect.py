@@ -11,10 +11,10 @@ from torch import Tensor
 from unvanish.torch.gradcheck.directional import BackwardError, Probe
 from unvanish.torch.gradcheck.locate import worst_entry
 from unvanish.torch.gradcheck.results import Failure, GradientCheck, LossCheck, ModuleCheck, Skipped
+from unvanish.torch.gradcheck.stream import Draws, Stream
 from unvanish.torch.gradcheck.units import ForwardError, Unit
 from unvanish.torch.gradcheck.verdict import Judgement, judge
 
-_SEED = 0
 _WRONG = "wrong derivative"
 _MOST_TENSORS = 8
 
@@ -28,6 +28,7 @@ class Report:
     skipped: list[Skipped] = field(default_factory=list)
     cut: bool = False
     seen: set[int] = field(default_factory=set)  # ids of the parameters that some piece used
+    stream: Stream = field(default_factory=Stream)  # of random numbers, for all pieces
 
     def skip(self, unit: Unit, reason: str, trivial: bool = False) -> None:
         """Not silently."""
@@ -54,7 +55,7 @@ def inspect(unit: Unit, report: Report) -> bool:
     """Check one piece; False where its derivative is wrong."""
     ill = any(_has_nan(held.data) for held in unit.inputs)
     try:
-        probe = Probe(unit.without_nan() if ill else unit, torch.Generator().manual_seed(_SEED))
+        probe = Probe(unit.without_nan() if ill else unit, Draws(report.stream))
     except ForwardError as error:
         report.skip(unit, f"it does not run in float64: {said(error)}")
         return True

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unvanish.torch.gradcheck.directional import Probe, dot
+from unvanish.torch.gradcheck.directional import Probe
 
 _ALL = 64  # a tensor of up to so many entries is gone through whole
 _TOP = 12  # of a larger one the entries with the largest analytic derivative, and what halving finds
@@ -60,10 +60,11 @@ class _Search:
         """Derivative along a direction of this tensor, and how far its two estimates differ."""
         shifts: list[Tensor | None] = [None] * len(self._probe.leaves)
         shifts[self._which] = flat.reshape(self._base.shape)
-        pairs = list(zip(self._cotangents, self._probe.numerics(shifts, _STEP), strict=True))
-        blur = sum(dot(c, n.uneven) for c, n in pairs), sum(dot(c, n.bent) for c, n in pairs)
-        kinks = any(not bool(n.smooth.all()) for _, n in pairs)
-        return sum(dot(c, n.slope) for c, n in pairs), math.inf if kinks else max(map(abs, blur))
+        numerics = self._probe.numerics(shifts, _STEP)
+        slopes = [n.along(c) for c, n in zip(self._cotangents, numerics, strict=True)]
+        blur = max(abs(sum(slope.uneven for slope in slopes)), abs(sum(slope.bent for slope in slopes)))
+        kinks = any(n.smooth is not None for n in numerics)
+        return sum(slope.value for slope in slopes), math.inf if kinks else blur
 
     def entry(self, k: int) -> Entry | None:
         """One entry; None at a kink."""
@@ -90,7 +91,7 @@ class _Search:
 
     def _gap(self, low: int, high: int) -> float:
         direction = torch.zeros_like(self._reach)
-        draw = torch.randn(high - low, dtype=direction.dtype, generator=self._probe.generator).to(direction.device)
+        draw = torch.randn(high - low, dtype=direction.dtype, generator=self._probe.draws.own.generator).to(direction.device)
         direction[low:high] = draw * self._reach[low:high]
         gap = abs(float(torch.dot(self._analytic.nan_to_num(0.0, 0.0, 0.0), direction)) - self._numeric(direction)[0])
         return gap if math.isfinite(gap) else 0.0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
 from torch.autograd import Function
 
 from unvanish.torch.gradcheck.capture import FunctionCall, ModuleCall, real_call, replaced_calls
+from unvanish.torch.gradcheck.plain import is_plain
 from unvanish.torch.gradcheck.units import Supply, Unit
 from unvanish.torch.gradcheck.values import Held, fill, held_in
 
@@ -17,12 +19,11 @@ def module_unit(
     call: ModuleCall, path: str, calls: int, names: Mapping[nn.Module, str], run: Callable[[], Any] | None = None
 ) -> Unit:
     """A module call by itself. ``run`` computes the loss, for the call that stands for what is outside of the model."""
-    called = [child.module for child in call.children if child.module is not None]
+    called = dict.fromkeys(child.module for child in call.children if child.module is not None)
 
     def forward(supply: Supply) -> Any:
         passed: list[Any] = []
-        answers = _Answers(call.children, supply, passed)
-        with replaced_calls(dict.fromkeys(called), answers):
+        with replaced_calls(called, _Answers(call.children, supply, passed)) if called else nullcontext():
             if call.module is None:
                 assert run is not None, "the outermost call is the program"
                 output = run()
@@ -34,7 +35,8 @@ def module_unit(
     for child in call.children:
         assert child.module is not None, "only the outermost call has none"
         name = f"output of {names[child.module] or 'the model'}"
-        inputs = differentiable(held_in(child.output, name), name) | inputs  # an input passed on keeps its name
+        for held, place in differentiable(held_in(child.output, name), name).items():
+            inputs.setdefault(held, place)  # an input passed on keeps its name
     inside = [] if call.module is None else [m for m in call.module.modules() if m not in called]
     return Unit(
         module=path,
@@ -44,6 +46,7 @@ def module_unit(
         inputs=inputs,
         parameters=() if call.module is None else tuple(_trainable(call.module)),
         modules=tuple(inside),
+        plain=call.module is not None and is_plain(call.module),
     )
 
 

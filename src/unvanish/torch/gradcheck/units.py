@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,6 +54,7 @@ class Unit:
     parameters: tuple[tuple[str, nn.Parameter, bool], ...] = ()  # name, parameter, used only if in the graph
     modules: tuple[nn.Module, ...] = ()
     strict: bool = False  # every input must get a gradient: a Function that gives none is wrong
+    plain: bool = False  # it casts nothing and draws nothing, see plain.py
 
     def without_nan(self) -> Unit:
         """The same with every NaN that enters replaced: does one come out still?"""
@@ -68,11 +69,11 @@ class Unit:
     def first(self) -> tuple[list[Tensor], list[Leaf], list[Tensor]]:
         """Outputs with their graph, the leaves, and the leaves' tensors in the graph."""
         entries = {held: held.data.detach().requires_grad_() for held in self.inputs}
-        outputs = self._outputs(entries)
+        outputs = self._outputs({held: tensor.clone() for held, tensor in entries.items()})
         graph = graph_of(outputs)
         bound = {held for held in entries if graph.log_probabilities and are_log_probabilities(held.data)}
         if bound:
-            outputs = self._outputs({h: t.log_softmax(-1) if h in bound else t for h, t in entries.items()})
+            outputs = self._outputs({h: t.log_softmax(-1) if h in bound else t.clone() for h, t in entries.items()})
         taken = [(name, p) for name, p, if_used in self.parameters if not if_used or id(p) in graph.leaves]
         leaves = [
             Leaf(name, p.detach().clone(), p, padding=graph.padding.get(id(p)), excused=id(p) in graph.by_frequency)
@@ -90,8 +91,9 @@ class Unit:
     ) -> Iterator[Callable[[float], list[Tensor]]]:
         """Gives ``at(step)``: the outputs with each leaf moved by ``step * shift``; the parameters are put back."""
         pairs = list(zip(leaves, shifts, strict=True))
+        places = self._places()
         try:
-            yield lambda step: self.values(self._outputs(_moved(pairs, step)))
+            yield lambda step: _numbers(self._outputs(_moved(pairs, step)), places)
         finally:
             for leaf, shift in pairs:
                 if leaf.parameter is not None and shift is not None:
@@ -99,23 +101,28 @@ class Unit:
 
     def values(self, outputs: Sequence[Tensor]) -> list[Tensor]:
         """Their numbers, apart from the parameters that they may be views of."""
-        places = {parameter.untyped_storage().data_ptr() for _, parameter, _ in self.parameters}
-        found = (y.detach() for y in outputs)
-        return [y.clone() if y.untyped_storage().data_ptr() in places else y for y in found]
+        return _numbers(outputs, self._places())
+
+    def _places(self) -> set[int]:
+        return {parameter.untyped_storage().data_ptr() for _, parameter, _ in self.parameters}
 
     def _outputs(self, entries: dict[Held, Tensor]) -> list[Tensor]:
+        """``entries`` may be written into by the program."""
         copies = _Copies(entries)
-        with self._same_state(), double_precision():
+        with self._own_buffers(), self.conditions():
             try:
-                found = floating(self.forward(copies))
+                found = self.forward(copies)
             except Exception as error:  # the user's code, in a precision it may not be written for
                 raise ForwardError from error
-        return [y for y in found if not copies.passed_on(y) and not (y.is_leaf and y.requires_grad)]
+        return [y for y in floating(found) if not copies.passed_on(y) and not (y.is_leaf and y.requires_grad)]
+
+    def conditions(self) -> AbstractContextManager[None]:
+        """What the program runs in, forward and backward: float64 whatever it asks for, and equal random numbers."""
+        return nullcontext() if self.plain else _equal_conditions()
 
     @contextmanager
-    def _same_state(self) -> Iterator[None]:
-        """Equal random numbers at each evaluation, and buffers of its own: an earlier graph keeps its."""
-        _seed()
+    def _own_buffers(self) -> Iterator[None]:
+        """Each evaluation has buffers of its own: an earlier graph keeps its."""
         buffers = [(module, name, b) for module in self.modules for name, b in module._buffers.items() if b is not None]
         for module, name, buffer in buffers:
             module._buffers[name] = buffer.clone()
@@ -124,6 +131,18 @@ class Unit:
         finally:
             for module, name, buffer in buffers:
                 module._buffers[name] = buffer
+
+
+@contextmanager
+def _equal_conditions() -> Iterator[None]:
+    _seed()
+    with double_precision():
+        yield
+
+
+def _numbers(outputs: Sequence[Tensor], places: set[int]) -> list[Tensor]:
+    found = (y.detach() for y in outputs)
+    return [y.clone() if places and y.untyped_storage().data_ptr() in places else y for y in found]
 
 
 def _moved(pairs: Sequence[tuple[Leaf, Tensor | None]], step: float) -> dict[Held, Tensor]:
@@ -141,18 +160,16 @@ def _moved(pairs: Sequence[tuple[Leaf, Tensor | None]], step: float) -> dict[Hel
 
 
 class _Copies:
-    """Hands out each entry as a copy that the program may write into."""
+    """Hands out each entry as it is, anything else as a copy: the program may write into both."""
 
     def __init__(self, entries: dict[Held, Tensor]) -> None:
-        self._entries = entries
-        self._given: dict[Held, Tensor] = {}
-        self._versions: dict[int, int] = {}
+        self._given = dict(entries)
+        self._versions = {id(entry): entry._version for entry in entries.values()}
 
     def __call__(self, held: Held) -> Tensor:
         copy = self._given.get(held)
         if copy is None:
-            entry = self._entries.get(held, held.data)
-            copy = self._given[held] = entry.clone() if entry.is_leaf else entry  # what is computed is written once
+            copy = self._given[held] = held.data.clone()
             self._versions[id(copy)] = copy._version
         return copy
 

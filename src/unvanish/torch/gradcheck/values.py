@@ -117,6 +117,8 @@ def fill(template: Any, supply: Callable[[Held], Tensor]) -> Any:
     """A fresh value from a template, with tensors from ``supply``."""
     if isinstance(template, Held):
         return supply(template)
+    if type(template) in (tuple, list):
+        return type(template)([fill(part, supply) for part in template])
     if isinstance(template, Thing):
         return _thing(template.value).value
     parts = contents(template)

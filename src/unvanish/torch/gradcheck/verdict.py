@@ -15,6 +15,7 @@ _STEADY_STEPS = (1e-4, 1e-5, 1e-6)
 _FAILURES = (
     3  # one clear agreement is enough: chance gives it to an error e with probability 1e-7 / e; to fail takes more
 )
+_DIRECTIONS = 2  # to be sure of a failure
 _BLURRED = 1e-2  # with a limit up to here agreement still says something
 _SMALL = 1e-3  # a tensor with less of the derivative is looked at by itself
 
@@ -59,7 +60,7 @@ def verdict(probe: Probe, chosen: Sequence[int], steps: Sequence[float] = _STEPS
     coarse = sum(m.error <= m.allowed <= _BLURRED for m in measures)
     if passed + coarse > failed:
         return Verdict(True, tuple(measures))
-    sure = failed > 1 and any(_steady(probe.repeated(chosen, _STEADY_STEPS, seed)) for seed in range(2))
+    sure = failed > 1 and any(_steady(probe.repeated(chosen, _STEADY_STEPS)) for _ in range(_DIRECTIONS))
     return Verdict(False if sure else None, tuple(measures))
 
 
@@ -90,7 +91,7 @@ def _sort(probe: Probe, chosen: list[int], found: Verdict, result: Judgement, wi
     elif found.right is None and widened:
         result.untold += chosen
     elif found.right is None:
-        probe.widen(chosen[0])
+        probe.widen(chosen)
         _sort(probe, chosen, verdict(probe, chosen), result, widened=True)
     elif not found.right:
         unconnected = found.best.unconnected[chosen[0]] and not probe.unit.strict

@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
 from unvanish.torch.gradcheck.directional import BackwardError, Probe
 from unvanish.torch.gradcheck.inspect import Report, said, tell
 from unvanish.torch.gradcheck.results import Failure, LossCheck
+from unvanish.torch.gradcheck.stream import Draws
 from unvanish.torch.gradcheck.units import ForwardError, Unit
 from unvanish.torch.gradcheck.verdict import judge, verdict
 from unvanish.torch.probe.scopes import clean
@@ -24,7 +24,7 @@ def whole_loss(model: nn.Module, run: Callable[[], Any], report: Report) -> Loss
     parameters = tuple((clean(name), p, False) for name, p in model.named_parameters() if p.requires_grad)
     unit = Unit("", "whole loss", 1, lambda _: run(), {}, parameters, tuple(model.modules()))
     try:
-        probe = Probe(unit, torch.Generator().manual_seed(1))
+        probe = Probe(unit, Draws(report.stream))
         if not all(bool(y.isfinite().all()) for y in probe.values):
             return _not_finite(unit, report)
         found = verdict(probe, range(len(probe.leaves)), _STEPS)

@@ -1,0 +1,74 @@
+"""Random directions: every piece starts at the same place of one stream, so its numbers are drawn once for all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+_SEED = 0
+_KEPT = 1 << 22  # numbers, 32 MB: what a piece draws beyond them (many measurements, huge tensors) it draws for itself
+
+
+@dataclass(slots=True)
+class Numbers:
+    """Uniform in [-1, 1) (normal ones take four times as long), drawn as they are asked for."""
+
+    seed: int
+    _generator: torch.Generator | None = None
+
+    @property
+    def generator(self) -> torch.Generator:
+        """Made when first needed: most pieces never do."""
+        if self._generator is None:
+            self._generator = torch.Generator().manual_seed(self.seed)
+        return self._generator
+
+    def draw(self, count: int) -> Tensor:
+        """The next so many."""
+        return torch.empty(count, dtype=torch.float64).uniform_(-1, 1, generator=self.generator)
+
+
+@dataclass(slots=True)
+class Stream:
+    """The first numbers of all pieces, as many as were asked for so far."""
+
+    _kept: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+    _numbers: Numbers = field(default_factory=lambda: Numbers(_SEED))
+
+    def part(self, start: int, count: int) -> Tensor | None:
+        """A view, not to be written into; None beyond what is kept."""
+        if start + count > _KEPT:
+            return None
+        have = self._kept.numel()
+        if start + count > have:
+            more = max(start + count - have, min(have, _KEPT - have))
+            self._kept = torch.cat([self._kept, self._numbers.draw(more)])
+        return self._kept[start : start + count]
+
+
+@dataclass(slots=True)
+class Draws:
+    """What one piece draws: the stream from its beginning, then numbers of its own."""
+
+    stream: Stream = field(default_factory=Stream)
+    own: Numbers = field(default_factory=lambda: Numbers(_SEED + 1))
+    _place: int = 0
+
+    def like(self, values: Tensor) -> Tensor:
+        """Uniform in [-1, 1), with the shape, dtype and device of ``values``; not to be written into."""
+        drawn = self.stream.part(self._place, values.numel())
+        if drawn is None:
+            drawn = self.own.draw(values.numel())
+        self._place += values.numel()
+        return drawn.view(values.shape).to(values)
+
+    def here(self) -> tuple[int, Tensor]:
+        """A place to come ``back`` to, for the same numbers once more."""
+        return self._place, self.own.generator.get_state()
+
+    def back(self, place: tuple[int, Tensor]) -> None:
+        """Draw again what followed ``here``."""
+        self._place, state = place
+        self.own.generator.set_state(state)
