@@ -211,6 +211,7 @@ def told(results: list[Result], baseline: list[Result]) -> list[str]:
     usual = [result.accuracy for result in baseline]
     gain, noise = mean(accuracies) - mean(usual), 2 * max(stdev(accuracies), stdev(usual), 1 / HELD_OUT)
     verdict = "no help" if gain <= noise else "trains" if mean(accuracies) > 0.9 else "helps, not enough"
+    verdict = "does not train" if results is baseline and mean(usual) < 0.5 else verdict
     first, ratio, later = (
         mean(math.log10(value) if value > 0 else -math.inf for value in values)
         for values in (
@@ -247,8 +248,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--picture", type=Path, default=Path("six_ways.png"), help="where the picture goes")
     picture = parser.parse_args().picture
-    table = Table("way", "|g| of layer 1", "layer 1 / last", "after training", "accuracy", "verdict", box=None)
-    console, found = Console(), {}
+    table = Table("way", "|g| of layer 1", "first/last layer", "after training", "accuracy", "verdict", box=None)
+    console, found = Console(width=max(110, Console().width)), {}
     for way in WAYS:
         with console.status(way[0]):
             found[way[0]] = best(way)
