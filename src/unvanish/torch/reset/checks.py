@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -38,12 +40,18 @@ def check_settings(*, every: int, maturity: int, max_share: float, init: Initial
 
 
 def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
-    """Raise ValueError where the optimizer is not the model's, or a parameter is sharded."""
+    """Raise ValueError where the optimizer is not the model's, or a parameter is sharded or has no numbers."""
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if not any(id(parameter) in held for parameter in model.parameters()):
         raise ValueError(
             "UnitReset got an optimizer that holds none of the model's parameters. It has to reset what the optimizer "
             "keeps of a unit together with its weights. Give the optimizer that trains this model."
+        )
+    unreal = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if unreal:
+        raise ValueError(
+            f"UnitReset met parameters on the meta device ({unreal[0]} and {len(unreal) - 1} more), which have no "
+            "numbers. It measures real ones. Materialise the model, then make the optimizer and UnitReset."
         )
     if dist.is_available():
         from torch.distributed.tensor import DTensor
@@ -54,3 +62,9 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
                 f"UnitReset met sharded parameters ({sharded[0]} and {len(sharded) - 1} more). It needs whole rows on "
                 "every rank. Use DistributedDataParallel, or reset before the model is sharded."
             )
+
+
+def trained_by(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> frozenset[str]:
+    """Names of the parameters that this optimizer moves."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return frozenset(name for name, p in parameters.items() if p.requires_grad and id(p) in held)

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from unvanish.torch.reset.follow import carried
 from unvanish.torch.reset.groups import ActivationPlan, NormPlan, NotResettable, Reader, UnitGroup, layer_name
-from unvanish.torch.reset.passes import Signature, in_place, run, signature_of
+from unvanish.torch.reset.passes import Signature, empty_batch, in_place, run, signature_of
 from unvanish.torch.reset.units import along, axis_of
 from unvanish.torch.reset.weights import WeightPlan, plan_of
 from unvanish.torch.wiring import Op
@@ -60,9 +60,9 @@ class _Found:
     blocked: list[str] = field(default_factory=list)
 
 
-def layout_of(model: nn.Module, inputs: Any) -> Layout:
-    """Run the model once and find out which units can be reset."""
-    search = _Search(model)
+def layout_of(model: nn.Module, inputs: Any, trained: frozenset[str]) -> Layout:
+    """Run the model once and find out which units can be reset: those of parameters in ``trained``, by full name."""
+    search = _Search(model, trained)
     wiring, outputs = run(model, inputs, search.on_op)
     search.block_unseen(wiring.ops)
     search.block_outputs(outputs)
@@ -72,8 +72,9 @@ def layout_of(model: nn.Module, inputs: Any) -> Layout:
 class _Search:
     """Follows the units of every layer through one forward pass."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, trained: frozenset[str]) -> None:
         self._model = model
+        self._trained = trained
         self._parameters = dict(model.named_parameters())
         self._found: dict[int, _Found] = {}
         self._trails: dict[int, _Trail] = {}
@@ -99,6 +100,8 @@ class _Search:
         plan = plan_of(op, self._parameters[weights[0]].ndim) if len(weights) == 1 else None
         if plan is None or not isinstance(result, Tensor):
             return
+        if not result.numel():
+            raise empty_batch(layer_name(plan.weight))
         units = plan.outputs(self._parameters[plan.weight])
         self._found[op.index] = _Found(op, plan, units)
         shape = [1] * result.ndim
@@ -211,6 +214,8 @@ class _Search:
                 whys.append(f"{name} is used {self._uses[name]} times (tied, or a shared layer)")
             elif not self._parameters[name].requires_grad:
                 whys.append(f"{name} is frozen")
+            elif name not in self._trained:
+                whys.append(f"{name} is not in the optimizer: nobody here trains it, or another one does")
             elif self._parameters[name].is_complex():
                 whys.append(f"{name} is complex")
         if not whys and len(found.activations) != 1:

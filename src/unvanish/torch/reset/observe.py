@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unvanish.torch.reset.groups import NormPlan, Reader
 from unvanish.torch.reset.layout import Layout
-from unvanish.torch.reset.passes import Signature, data_of, in_place, run
+from unvanish.torch.reset.passes import Signature, data_of, empty_batch, in_place, run
 from unvanish.torch.reset.ranks import summed
 from unvanish.torch.reset.slopes import Family, family_of
 from unvanish.torch.reset.statistics import UnitStatistics, measure
@@ -44,6 +44,8 @@ class UnitWatch:
         group = self._groups.get(op.index)
         if group is not None and op.kind == "activation":
             before = self._kept.pop(op.inputs[0]) if in_place(op) else data_of(args, kwargs)
+            if not before.numel():
+                raise empty_batch(group.layer)
             family = self._families.get(op.index)
             if family is None:
                 family = self._families[op.index] = family_of(op, before)

@@ -25,6 +25,14 @@ class RewiredError(ValueError):
         )
 
 
+def empty_batch(layer: str) -> ValueError:
+    """What to raise where a batch has no samples."""
+    return ValueError(
+        f"UnitReset was shown a batch without samples: the units of {layer} had no input. Expected at least one "
+        "sample, better hundreds. Give step() and check() a batch of training data, on every rank."
+    )
+
+
 def run(model: nn.Module, inputs: Any, on_op: OnOp, *, like: Signature | None = None) -> tuple[Wiring, list[Tensor]]:
     """One traced pass in the model's own mode, with dropout switched off.
 

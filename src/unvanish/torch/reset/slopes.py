@@ -25,7 +25,7 @@ class Family:
 def slope_at(op: Op, x: Tensor) -> Tensor:
     """phi'(x) of an elementwise op, in the shape of ``x``."""
     with torch.enable_grad():
-        point = x.detach().requires_grad_()
+        point = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
         (slope,) = torch.autograd.grad(op.apply(point).sum(), point)
     return slope
 

@@ -62,7 +62,9 @@ class Surgeon:
         bias = self.parameters[reader.plan.bias] if reader.plan.bias is not None else None
         possible = bias is not None and bias.requires_grad
         if bias is not None and possible:
-            bias += _contribution(reader, features, readings, weight.dtype)  # before the weights are gone
+            given = _contribution(reader, features, readings, weight.dtype)  # before the weights are gone
+            possible = bool(given.isfinite().all())  # a weight that is NaN or Inf goes without a trace in the bias
+            bias += given if possible else 0.0
         entries = reader.plan.reading(weight, features)
         weight.masked_fill_(entries, 0.0)
         forget(self.optimizer, weight, entries)

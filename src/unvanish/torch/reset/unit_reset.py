@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from unvanish.torch.reset.checks import check_optimizer, check_settings, unwrapped
+from unvanish.torch.reset.checks import check_optimizer, check_settings, trained_by, unwrapped
 from unvanish.torch.reset.choose import Choice, choose, forget_units
 from unvanish.torch.reset.events import ResetEvent, ResetReport
-from unvanish.torch.reset.groups import UnitGroup
+from unvanish.torch.reset.groups import UnitGroup, layer_name
 from unvanish.torch.reset.layout import Layout, layout_of
 from unvanish.torch.reset.observe import UnitWatch
 from unvanish.torch.reset.operate import Patient, all_units, operate
@@ -45,8 +45,9 @@ class UnitReset:
     followed by one activation and read only by such layers, reached through views, pools, dropout, normalisation:
     within a residual block, from convolutions through ``flatten`` to a linear layer, the inner layer of a Transformer's
     MLP.  All others (units of the residual stream, gates, attention, recurrent layers, tied or frozen or computed
-    weights, the model's outputs) are left alone, and ``check(...).not_resettable`` names them with the reason.  With a
-    LayerNorm or GroupNorm between, a reset unit changes its neighbours' normalisation: ``output_change`` says how much.
+    weights, those that this optimizer does not hold, the model's outputs) are left alone, and
+    ``check(...).not_resettable`` names them with the reason.  With a LayerNorm or GroupNorm between, a reset unit
+    changes its neighbours' normalisation: ``output_change`` says how much.
 
     **When.** ``step`` is called after every ``optimizer.step()``; at each ``every``-th call the scores are measured by
     one forward pass over ``inputs`` in the model's own mode, without dropout, that changes nothing: no buffer, random
@@ -117,7 +118,7 @@ class UnitReset:
         self._step = 0
         self._layout: Layout | None = None
         self._watch: UnitWatch | None = None
-        self._trainable: tuple[bool, ...] = ()
+        self._trained: frozenset[str] = frozenset()
         self._memory: dict[str, dict[str, State]] = {}  # layer -> score -> what it remembers
         self._born: dict[str, Tensor] = {}  # layer -> step at which each unit was made
         self.events: list[ResetEvent] = []
@@ -137,6 +138,7 @@ class UnitReset:
         self._step += 1
         return self.check(inputs).events if self._step % self._every == 0 else ()
 
+    @torch.inference_mode(mode=False)  # slopes are asked of autograd
     def check(self, inputs: Any, *, dry_run: bool = False) -> ResetReport:
         """Check now, whatever the schedule says; units younger than ``maturity`` are never chosen.
 
@@ -164,9 +166,7 @@ class UnitReset:
 
     def _measured(self, inputs: Any) -> dict[str, UnitStatistics]:
         """Statistics of all layers over all ranks; a model that is wired anew is looked at anew."""
-        trainable = tuple(parameter.requires_grad for parameter in self._model.parameters())
-        if trainable != self._trainable:  # what the user has frozen since is left alone
-            self._layout, self._trainable = None, trainable
+        self._look_for_changes()
         if self._layout is None or self._watch is None:
             self._look(inputs)
             assert self._watch is not None
@@ -176,8 +176,28 @@ class UnitReset:
             self._look(inputs)
             return merged(self._watch.measure(self._model, inputs))
 
+    def _look_for_changes(self) -> None:
+        """What the user has frozen, replaced or taken from the optimizer since is not ours any more."""
+        known = self._surgeon.parameters
+        parameters: dict[str, Tensor] = dict(self._model.named_parameters())
+        trained = trained_by(self._surgeon.optimizer, parameters)
+        replaced = [name for name, parameter in known.items() if parameters.get(name) is not parameter]
+        if replaced or len(known) != len(parameters) or trained != self._trained:
+            self._layout, self._trained = None, trained
+            self._surgeon = replace(self._surgeon, parameters=parameters)
+        for layer in map(layer_name, replaced):  # other units have that name now
+            self._born.pop(layer, None)
+            self._memory.pop(layer, None)
+
     def _look(self, inputs: Any) -> None:
-        self._layout = layout_of(self._model, inputs)
+        self._layout = layout_of(self._model, inputs, self._trained)
+        for group in self._layout.groups:
+            if len(self._born.get(group.layer, range(group.units))) != group.units:
+                raise ValueError(
+                    f"UnitReset remembers {len(self._born[group.layer])} units of {group.layer}, which has "
+                    f"{group.units}: the loaded state is of another model. Expected the state of one with the same "
+                    "layers. Make a new UnitReset: only ages and the event log are lost."
+                )
         self._watch = UnitWatch(self._layout, self._values_read)
 
     def _choices(self, group: UnitGroup, statistics: UnitStatistics, memory: dict[str, State]) -> list[Choice]:
