@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+
 from unvanish.torch.rmsprop import RMSprop
 
 SAMPLES, FEATURES, EPOCHS = 100, 10, 100
