@@ -108,6 +108,32 @@ def test_a_slope_that_is_not_a_number_is_not_a_dead_unit():
     assert not Dead(patience=1).judge(statistics(steepest=(math.nan, 1, 1)), {}, ALL).flagged.any()
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("score", [Dormant(), LowUtility(rate=1.0), SelfNormalized(minimum=1, maximum=1), Dead()])
+def test_a_batch_that_overflows_kills_nobody_and_is_forgotten(score, bad):
+    """One infinite unit would make all others dormant beside it, and an average never gets rid of a NaN."""
+    memory, clean = {}, {}
+    sick = statistics(magnitude=(bad, bad, bad), steepest=(math.nan,) * 3)
+    for _ in range(3):
+        assert not score.judge(sick, memory, ALL).flagged.any()
+    if isinstance(score, LowUtility):
+        memory["owed"].zero_()
+    after, expected = (score.judge(statistics(magnitude=(1, 2, 3)), kept, ALL) for kept in (memory, clean))
+    assert torch.equal(after.flagged, expected.flagged)
+    assert torch.equal(after.values, expected.values)
+
+
+def test_one_infinite_unit_makes_no_other_dormant():
+    assert not Dormant().judge(statistics(magnitude=(math.inf, 1, 1)), {}, ALL).flagged.any()
+
+
+def test_low_utility_passes_over_a_unit_that_is_not_finite():
+    score, memory = LowUtility(rate=0.5), {}
+    judged = score.judge(statistics(magnitude=(math.nan, 2, 3)), memory, ALL)
+    assert judged.flagged.tolist() == [False, True, False]
+    assert memory["utility"].isfinite().all()
+
+
 def test_saturated_by_the_share_of_flat_samples_and_only_where_the_activation_is_bounded():
     score = Saturated(share=0.9, patience=1)
     assert score.judge(statistics(flat=(10, 9, 8)), {}, ALL).flagged.tolist() == [True, True, False]

@@ -63,3 +63,24 @@ def test_wrong_settings_change_nothing(threshold, magnitude, dtype):
     with pytest.raises(ValueError, match=r"\. .+\. .+\."):
         reset_vanished_gradients_([good, p], threshold, magnitude)
     assert good.grad.tolist() == [1e-9]
+
+
+@pytest.mark.parametrize("wrong", [None, 3, torch.nn.Linear(1, 1), torch.nn.Linear(1, 1).parameters, ["a"]])
+def test_things_that_are_no_parameters(wrong):
+    with pytest.raises(ValueError, match=r"got a \w+\. It must be a parameter or several\. Give model\.parameters"):
+        reset_vanished_gradients_(wrong, 1e-3, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "what"),
+    [
+        (torch.ones(1, device="meta"), "on the meta device"),
+        (torch.full((1,), 1e-9).expand(2), "an expanded gradient"),
+    ],
+)
+def test_gradients_that_cannot_be_written_change_nothing(gradient, what):
+    good, p = with_grad([1e-9]), torch.zeros_like(gradient).requires_grad_()
+    p.grad = gradient
+    with pytest.raises(ValueError, match=rf"met .*{what}.*\. .+\. .+\."):
+        reset_vanished_gradients_([good, p], 1e-3, 0.1)
+    assert good.grad.tolist() == [1e-9]

@@ -31,7 +31,7 @@ def reset_vanished_gradients_(parameters: Tensor | Iterable[Tensor], threshold: 
 
     Raises:
         ValueError: a threshold or magnitude that is not a positive finite number, one that the gradient's dtype cannot
-            hold, or a complex gradient.  Nothing has been changed then.
+            hold, or a gradient that is complex, expanded, compressed or without numbers.  Nothing is changed then.
 
     Example:
         >>> w = torch.zeros(3, requires_grad=True)
@@ -45,11 +45,23 @@ def reset_vanished_gradients_(parameters: Tensor | Iterable[Tensor], threshold: 
     """
     _check_positive("threshold", threshold)
     _check_positive("magnitude", magnitude)
-    listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-    gradients = list({id(p.grad): p.grad for p in listed if p.grad is not None}.values())
+    gradients = list({id(p.grad): p.grad for p in _listed(parameters) if p.grad is not None}.values())
     for gradient in gradients:
+        _check_gradient(gradient)
         _check_dtype(gradient, magnitude)
     return sum(_reset_(gradient, threshold, magnitude) for gradient in gradients)
+
+
+def _listed(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    listed = [parameters] if isinstance(parameters, Tensor) else parameters
+    found = list(listed) if isinstance(listed, Iterable) else [listed]
+    strange = [type(item).__name__ for item in found if not isinstance(item, Tensor)]
+    if strange:
+        raise ValueError(
+            f"reset_vanished_gradients_ got a {strange[0]}. It must be a parameter or several. "
+            "Give model.parameters(), or one tensor."
+        )
+    return found
 
 
 def _reset_(gradient: Tensor, threshold: float, magnitude: float) -> int:
@@ -69,6 +81,21 @@ def _check_positive(name: str, value: float) -> None:
         raise ValueError(
             f"reset_vanished_gradients_ got {name}={value}. It must be a positive finite number. "
             "Choose it by the gradients of the layers that do learn."
+        )
+
+
+def _check_gradient(gradient: Tensor) -> None:
+    if gradient.is_meta or gradient.layout not in (torch.strided, torch.sparse_coo):
+        kind = "on the meta device" if gradient.is_meta else f"of layout {gradient.layout}"
+        raise ValueError(
+            f"reset_vanished_gradients_ met a gradient {kind}. It must have numbers, dense or in COO layout. "
+            "Materialise the model, or convert the gradient."
+        )
+    dense = not gradient.is_sparse
+    if dense and any(step == 0 and size > 1 for step, size in zip(gradient.stride(), gradient.shape, strict=True)):
+        raise ValueError(
+            "reset_vanished_gradients_ met an expanded gradient, whose entries share memory. Each must have its own. "
+            "Give the parameter p.grad = p.grad.clone() first."
         )
 
 

@@ -13,9 +13,13 @@ from unvanish.torch.reset.statistics import UnitStatistics
 
 
 def relative_activity(magnitude: Tensor) -> Tensor:
-    r""":math:`\bar{|h_j|} / \operatorname{mean}_k \bar{|h_k|}`; zero in a layer without any activity."""
+    r""":math:`\bar{|h_j|} / \operatorname{mean}_k \bar{|h_k|}`; zero in a layer without any activity.
+
+    NaN for all where one is not finite: beside an infinity every unit would seem dormant.
+    """
     mean = magnitude.mean()
-    return torch.where(mean > 0, magnitude / mean, torch.zeros_like(magnitude))
+    share = torch.where(mean == 0, torch.zeros_like(magnitude), magnitude / mean)
+    return torch.where(mean.isfinite(), share, torch.nan)
 
 
 @dataclass(frozen=True, slots=True)

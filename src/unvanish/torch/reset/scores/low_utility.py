@@ -50,15 +50,19 @@ class LowUtility(AbstractScore):
     def judge(self, statistics: UnitStatistics, state: State, mature: Tensor) -> Judgement:
         """See :meth:`AbstractScore.judge`."""
         new = contribution(statistics.mean_magnitude, statistics.outgoing)
-        state["utility"] = self.decay * state.get("utility", torch.zeros_like(new)) + (1 - self.decay) * new
-        state["age"] = state.get("age", torch.zeros_like(new)) + 1
+        nothing = torch.zeros_like(new)
+        seen = new.isfinite()  # NaN or Inf would never leave the average again, and says nothing about utility
+        before = state.get("utility", nothing)
+        state["utility"] = torch.where(seen, self.decay * before + (1 - self.decay) * new, before)
+        state["age"] = state.get("age", nothing) + seen
         # each mature unit brings its share of one reset; what is paid out is paid by those that are reset
-        owed = state.get("owed", torch.zeros_like(new)) + self.rate * mature
+        owed = state.get("owed", nothing) + self.rate * mature
         values = state["utility"] / (1 - self.decay ** state["age"])
-        count = min(math.floor(float(owed.sum()) + 1e-9), int(mature.sum()))
+        known = mature & seen
+        count = min(math.floor(float(owed.sum()) + 1e-9), int(known.sum()))
         flagged = torch.zeros_like(mature)
         if count:
-            lowest = torch.where(mature, values, torch.inf).argsort(stable=True)[:count]
+            lowest = torch.where(known, values, torch.inf).argsort(stable=True)[:count]
             flagged[lowest] = True
             owed = owed * max(0.0, 1 - count / float(owed.sum()))
         state["owed"] = owed

@@ -65,7 +65,7 @@ class SelfNormalized(AbstractScore):
 
     def judge(self, statistics: UnitStatistics, state: State, mature: Tensor) -> Judgement:
         """See :meth:`AbstractScore.judge`."""
-        fired = statistics.steepest > 1e-6 * statistics.family.best_slope
+        fired = ~(statistics.steepest <= 1e-6 * statistics.family.best_slope)  # NaN is not silence
         units, longest = len(fired), self.maximum
         pauses = state.get("pauses", torch.zeros(units, longest + 1, dtype=torch.int32, device=fired.device))
         silent = state.get("silent", torch.zeros(units, dtype=torch.int64, device=fired.device)) + 1
