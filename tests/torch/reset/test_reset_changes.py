@@ -178,3 +178,34 @@ def test_averaged_models_schedulers_and_scaled_losses_go_on_bit_for_bit_after_a_
     for one, other in ((whole[0], again[0]), (whole[5], again[5])):
         for key, tensor in one.state_dict().items():
             assert torch.equal(tensor, other.state_dict()[key]), key
+
+
+class Own(nn.Module):
+    """``nn.Sequential`` itself is not compiled by its method ``compile``."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+
+    def forward(self, x):
+        return self.body(x)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_compiled_parts_are_seen_as_written_and_nothing_is_compiled_for_a_check(inside):
+    """``model.compile()`` and a compiled part of a model: no warning, no compilation of our own watching."""
+    compiled = []
+
+    def backend(graph, _example):
+        compiled.append(graph)
+        return graph.forward
+
+    model = Own(torch.compile(small(), backend=backend) if inside else small())
+    if not inside:
+        model.compile(backend=backend)
+    reset = reset_of(model)
+    assert reset.check(X).events[0].units == (3,)
+    reset.check(X[:7])
+    assert not compiled
+    model(X)
+    assert compiled  # elsewhere as before

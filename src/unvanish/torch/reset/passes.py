@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from unvanish.torch.wiring import Op, Wiring, trace
@@ -62,12 +66,24 @@ def run(model: nn.Module, inputs: Any, on_op: OnOp, *, like: Signature | None = 
 
     handle = model.register_forward_hook(lambda module, args, output: returned.append(output))
     try:
-        wiring = trace(model, inputs, on_op=watch)
+        with _uncompiled():
+            wiring = trace(model, inputs, on_op=watch)
     finally:
         handle.remove()
     if like is not None and len(wiring.ops) != len(like):
         raise RewiredError
     return wiring, tensors_in(returned[-1])  # of a model that calls itself, the outermost call returns last
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Compiled parts of a model run as they are written: dynamo would compile our watching of each call."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and to load it takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using `torch.compile.*global hooks", UserWarning)  # ours, for this pass
+        yield
 
 
 def data_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
