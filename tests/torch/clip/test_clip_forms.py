@@ -106,6 +106,14 @@ def test_things_that_are_no_parameters(clip: Clip, item: object) -> None:
 
 
 @every
+@pytest.mark.parametrize("wrong", [None, 3, nn.Linear(1, 1).parameters, torch.optim.SGD([torch.zeros(1)])])
+def test_what_holds_no_parameters(clip: Clip, wrong: object) -> None:
+    """Forgotten brackets, or the optimizer."""
+    with pytest.raises(ValueError, match=r"the parameters are a \w+\. Expected.*Pass model, model.parameters\(\)"):
+        clip(wrong, 1.0)
+
+
+@every
 def test_zero_gradients_stay(clip: Clip) -> None:
     params = parameters(torch.zeros(3), torch.zeros(2, 2))
     watch = Untouched(params)

@@ -185,6 +185,16 @@ def test_zero_weights_count_as_eps() -> None:
     torch.testing.assert_close(layer.weight.grad, torch.tensor([[6e-6, 8e-6]]))
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_weight_that_is_not_finite_leaves_the_bounds_of_the_other_units(bad: float) -> None:
+    weight = torch.ones(3, 4)
+    weight[0, 0] = bad
+    weight.grad = torch.ones(3, 4)
+    assert clip_grad_unit_norm_(weight, 0.01).clipped == 1
+    torch.testing.assert_close(weight.grad[1:], torch.full((2, 4), 0.01))
+    assert weight.grad[0].tolist() == [1.0] * 4
+
+
 def test_half_precision_rows_do_not_overflow() -> None:
     """timm: a row whose norm is above 65,504 becomes 0."""
     weight = torch.ones(1, 4, dtype=torch.float16)

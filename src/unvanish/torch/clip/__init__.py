@@ -9,9 +9,10 @@
 ``ZClip``                    the global norm, where it is an outlier among the last ones
 ===========================  ================================================================================
 
-All read the gradients once, write nothing where nothing is clipped, are right from 1e-44 to 1e38 in float32, stop at
-NaN and Inf by naming the parameter, and return a ``ClipReport`` with the true norm.  Call them between ``backward()``
-and ``optimizer.step()``, on a module, on named parameters, or on parameters.
+All read the gradients once (those whose norm does not settle it a second time: by value, and norms that leave the
+range of float32), write nothing where nothing is clipped, are right from 1e-44 to 1e38 in float32, stop at NaN and Inf
+by naming the parameter, and return a ``ClipReport`` with the true norm.  Call them between ``backward()`` and
+``optimizer.step()``, on a module, on named parameters, or on parameters.
 
 Distributed tensors (FSDP2, tensor parallel) have the norm of the whole, on any number of meshes, mixed with plain ones.
 Plain tensors are taken to be the same in every process, as under DDP; the flat parameters of FSDP1 and the stages of a

@@ -82,6 +82,11 @@ def _named(parameters: Parameters) -> Iterable[tuple[str | int, Tensor]]:
         return [(names[id(parameter)], parameter) for parameter in parameters.parameters()]
     if isinstance(parameters, Tensor):
         return [(0, parameters)]
+    if not isinstance(parameters, Iterable):
+        raise ValueError(
+            f"the parameters are a {type(parameters).__name__}. Expected a module, tensors or (name, tensor) pairs. "
+            "Pass model, model.parameters() or model.named_parameters()."
+        )
     pairs = [_pair(number, item) for number, item in enumerate(parameters)]
     if not pairs and isinstance(parameters, Iterator):
         message = "the generator of parameters was empty: was it used up before? Pass list(model.parameters())."

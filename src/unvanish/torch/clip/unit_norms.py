@@ -61,7 +61,7 @@ def weight_norms(gradients: list[Gradient], units: list[Units], *, exact: bool) 
     norms = [_weight_norms(*pair, exact=exact) for pair in pairs]
     totals = to_host(list(torch._foreach_norm(norms)))
     return [
-        norm if math.isfinite(total) else _weight_norms(*pair, exact=True)
+        norm if math.isfinite(total) else _weight_norms(*pair, exact=True).nan_to_num(torch.inf, torch.inf)
         for norm, total, pair in zip(norms, totals, pairs, strict=True)
     ]
 
