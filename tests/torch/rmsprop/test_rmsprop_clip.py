@@ -90,3 +90,13 @@ def test_the_norm_of_many_equal_numbers_loses_no_digits(way):
     RMSprop([w], lr=1.0, clip=1.0, rho=0.0, eps=1.0, eps_inside=False, **way).step()
     clipped = 1 / math.sqrt(count)  # each of them, and the step is g / (|g| + 1)
     assert -w[0].item() == pytest.approx(clipped / (1 + clipped), rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e20, 1e30, 1e38])
+def test_huge_gradients_are_clipped_before_they_are_limited(way, size):
+    """Their share of the clipped norm is what counts: both are beyond 2^63 before, and neither is after."""
+    w = torch.zeros(2)
+    w.grad = torch.tensor([size, size / 4])
+    RMSprop([w], lr=1.0, rho=0.5, eps=1e-4, clip=1.0, **way).step()
+    g = torch.tensor([4.0, 1.0], dtype=torch.float64) / math.sqrt(17)
+    torch.testing.assert_close(w.double(), -g / (g.square() / 2 + 1e-4).sqrt(), rtol=1e-5, atol=0)

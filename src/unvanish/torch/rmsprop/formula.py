@@ -102,7 +102,9 @@ def guarded_(values: Values, g: Tensor, s: Settings, n: Numbers) -> Tensor:
     limit = LIMITS[values.v.dtype]
     bad = ~g.isfinite()
     new = values.clone()
-    advance_(new, torch.where(bad, 0.0, g).to(new.v.dtype).clamp(-limit, limit), s, n)
+    g = torch.where(bad, 0.0, g).to(new.v.dtype)
+    g = g if isinstance(n.scale, float) and n.scale == 1 else g * n.scale  # what is clipped may be within the limit
+    advance_(new, g.clamp(-limit, limit), s, n._replace(scale=1.0))
     for old, value in zip(values, new, strict=True):
         if old is not None and value is not None:
             old.copy_(torch.where(bad, old, value))
