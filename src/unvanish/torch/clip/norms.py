@@ -1,7 +1,7 @@
 """L2 norms of many tensors in one read, right wherever their entries are.
 
 float32 squares leave the range below 1e-22 and above 1e19, so a norm outside the safe range is measured again in
-float64: in pieces that stay in the cache, which costs five float32 norms; torch's own way costs thirty.  And a running
+float64: in pieces that stay in the cache, which costs six float32 norms; torch's own way costs thirty.  And a running
 float32 sum loses digits with its length (torch's norm of 5e7 equal numbers is 3 % wrong), so long tensors are summed in
 rows whose norms are added in float64.
 """
@@ -33,7 +33,7 @@ def fast_norms(tensors: list[Tensor]) -> list[float]:
     wide = kind.dtype if kind.dtype == torch.float64 else torch.float32
     if kind.device.type != "cpu":  # sums in a tree there, and converts on the way
         return _floats(list(torch._foreach_norm(tensors, 2, dtype=wide)))
-    if kind.dtype != wide:  # torch converts half precision entry by entry, eight times slower
+    if kind.dtype != wide:  # torch converts half precision entry by entry, four times slower
         return _floats([_in_pieces(tensor, wide) for tensor in tensors])
     lines = [tensor if tensor.is_contiguous() else flat(tensor) for tensor in tensors]
     short = [line for line in lines if line.numel() <= _LONG]
