@@ -45,7 +45,8 @@ def _work(rank, folder):
 
 
 def test_two_ranks_agree(tmp_path):
-    mp.start_processes(_work, args=(str(tmp_path),), nprocs=2, start_method="spawn")  # a fork of a process with threads may hang
+    # not fork: a process with threads may hang in it
+    mp.start_processes(_work, args=(str(tmp_path),), nprocs=2, start_method="spawn")
     first, second = (torch.load(tmp_path / str(rank)) for rank in (0, 1))
     assert [first["alone"], second["alone"]] == [False, True], "rank 0 alone would have called unit 5 dead"
     units = {e["layer"]: e["units"] for e in first["events"]}
