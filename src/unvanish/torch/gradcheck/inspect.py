@@ -41,9 +41,10 @@ class Report:
     def check(self, check: ModuleCheck) -> None:
         """The worst of several calls."""
         key = check.module, check.kind
-        earlier = self.modules.get(key, check)
-        worst = max(earlier, check, key=lambda one: (not one.ok, one.relative_error))
-        self.modules[key] = replace(worst, kink_share=max(earlier.kink_share, check.kink_share))
+        earlier = self.modules.setdefault(key, check)
+        if earlier is not check:
+            worst = max(earlier, check, key=lambda one: (not one.ok, one.relative_error))
+            self.modules[key] = replace(worst, kink_share=max(earlier.kink_share, check.kink_share))
 
     def result(self, loss: LossCheck | None) -> GradientCheck:
         """The finished report."""
