@@ -36,20 +36,20 @@ class Slope(NamedTuple):
 class Differences:
     """Of one output ``y``. ``smooth`` is None where every entry is; the others' differences are zero.
 
-    ``rows``: f(x + h d) - f(x - h d); f(x + h d) + f(x - h d) - 2 y; the first with h/2; twice the second with h/2.
+    ``rows``: f(x + h d) - f(x - h d); f(x + h d) + f(x - h d) - 2 y; both once more with h/2.
+    ``size``: of each entry, |y| and the typical one, which is what rounding goes by.
     """
 
-    y: Tensor
-    scale: float
-    step: float
     rows: Tensor
+    size: Tensor
+    step: float
     smooth: Tensor | None
 
     def along(self, cotangent: Tensor) -> Slope:
         """Sums over all entries."""
         whole, bend, half, half_bend = torch.mv(self.rows.view(4, -1), cotangent.reshape(-1)).tolist()
         whole, half = whole / (2 * self.step), half / self.step
-        uneven, bent = whole - half, (bend - 2 * half_bend) / self.step
+        uneven, bent = whole - half, (bend - 4 * half_bend) / self.step
         return Slope(half + (half - whole) / 3, uneven, bent)
 
     def length(self, cotangent: Tensor) -> float:
@@ -58,49 +58,44 @@ class Differences:
 
     def rounding(self, cotangent: Tensor) -> float:
         """How much of that rounding alone can make."""
-        return float(torch.linalg.vector_norm(self._size().mul_(cotangent))) * _ROUNDING / self.step
+        return float(torch.linalg.vector_norm(cotangent * self.size)) * _ROUNDING / self.step
 
     def move(self) -> bool:
         """Does any entry move by more than rounding?"""
-        return bool((self.rows[2].abs() > self._size().mul_(_ROUNDING)).any())
+        return bool((self.rows[2].abs() > self.size * _ROUNDING).any())
 
     def smooth_entries(self) -> int:
         """How many are not at a kink."""
-        return self.y.numel() if self.smooth is None else int(self.smooth.sum())
-
-    def _size(self) -> Tensor:
-        return self.y.abs().add_(self.scale)
+        return self.size.numel() if self.smooth is None else int(self.smooth.sum())
 
 
 def differences(y: Tensor, scale: float, around: Sequence[Tensor], step: float) -> Differences:
     """``around``: the output at x + h d, x - h d, x + h d / 2, x - h d / 2. ``scale``: its typical size."""
     up, down, half_up, half_down = around
-    rows = y.new_empty((4, *y.shape))
+    rows, size = y.new_empty((4, *y.shape)), y.abs().add_(scale)
     whole, bend, half, half_bend = rows.unbind()
     torch.sub(up, down, out=whole)
     torch.add(up, down, out=bend)
     torch.sub(half_up, half_down, out=half)
     torch.add(half_up, half_down, out=half_bend)
     rows[1::2].sub_(y, alpha=2)
-    half_bend.mul_(2)
-    smooth = _smooth(y, scale, rows)
+    smooth = _smooth(rows, size)
     if smooth is not None:
         rows.masked_fill_(~smooth, 0.0)
-    return Differences(y, scale, step, rows, smooth)
+    return Differences(rows, size, step, smooth)
 
 
-def _smooth(y: Tensor, scale: float, rows: Tensor) -> Tensor | None:
+def _smooth(rows: Tensor, size: Tensor) -> Tensor | None:
     """Where both disagreements are within their limit; None if everywhere."""
-    apart = torch.sub(rows[:2], rows[2:], alpha=2).abs_()  # of first differences, and half of that of second ones
-    worst = float(apart.max())  # NaN if there is one
-    if y.numel() == 1:  # a loss is blurred by kinks far below it, and judged as a whole
-        return None if math.isfinite(worst) else torch.zeros_like(y, dtype=torch.bool)
-    if worst <= _ROUNDING * scale:
+    whole, bend, half, half_bend = rows.unbind()
+    uneven, bent = torch.sub(whole, half, alpha=2).abs_(), torch.sub(bend, half_bend, alpha=4).abs_()
+    apart = torch.maximum(uneven, bent.mul_(2))  # NaN where one is
+    if size.numel() == 1:  # a loss is blurred by kinks far below it, and judged as a whole
+        return None if math.isfinite(float(apart)) else torch.zeros_like(size, dtype=torch.bool)
+    beyond = torch.sub(apart, size, alpha=2 * _ROUNDING).sub_(whole.abs(), alpha=_SMOOTH)
+    if float(beyond.max()) <= 0:  # a part of the limit is enough
         return None
-    whole, bend, half = rows[:3].abs().unbind()
-    limit = whole.add_(half, alpha=2).add_(bend, alpha=2).mul_(_SMOOTH)
-    limit.add_(y.abs().add_(scale), alpha=2 * _ROUNDING)
-    uneven, bent = apart.unbind()
-    smooth = torch.maximum(uneven, bent.mul_(2)) <= limit  # not so for NaN
-    smooth &= limit < math.inf
+    limit = whole.abs().add_(half.abs(), alpha=2).add_(bend.abs(), alpha=2).mul_(_SMOOTH)
+    limit.add_(size, alpha=2 * _ROUNDING)
+    smooth = (apart <= limit) & (limit < math.inf)
     return None if bool(smooth.all()) else smooth

@@ -4,7 +4,7 @@ For a piece :math:`y = f(x)`, a cotangent :math:`c` of length one and a directio
 
 .. math:: \langle J^T c, d \rangle \quad\text{against}\quad \langle c, D f(x)[d] \rangle
 
-with the right side from ``differences``.  Outputs that are not smooth there get the cotangent 0, *before* backward runs.
+with the right side from ``differences``.  Outputs that are not smooth get the cotangent 0, *before* backward runs.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from unvanish.torch.gradcheck.units import ForwardError, Unit
 
 TOLERANCE = 1e-7
 _FLOOR = 1e-2  # an entry near zero moves by this much of the typical one
+_TINY = (
+    1e-4  # times the outputs: moved in proportion such a leaf is no part of a joint direction, or drowns in rounding
+)
 _WIDEST = 1e200
 _COARSE = 1e-4  # the limit up to which a measurement says something at the first try
 
@@ -85,21 +88,31 @@ class Probe:
     def reach(self, k: int) -> Tensor:
         """How far each entry moves for a step of one: its own size and a hundredth of the typical one."""
         leaf = self.leaves[k]
-        reached = leaf.base.abs().add_(_FLOOR * spread(leaf.base)).nan_to_num_(0.0, 0.0, 0.0)
+        size = length_of(leaf.base)
+        reached = leaf.base.abs().add_(_FLOOR * spread(leaf.base, size))
+        if not math.isfinite(size):
+            reached.nan_to_num_(0.0, 0.0, 0.0)
         if self._widths[k] != 1.0:
             reached.mul_(self._widths[k])
         if leaf.padding is not None:
             reached[leaf.padding] = 0.0
         return reached
 
+    def tiny(self) -> list[int]:
+        """Leaves whose numbers are so small beside the outputs that a step in proportion drowns in rounding."""
+        limit = _TINY * max(self._scales)
+        return [k for k, leaf in enumerate(self.leaves) if spread(leaf.base) < limit]
+
     def widen(self, chosen: Sequence[int]) -> None:
         """Let leaves of tiny numbers, such as a bias of 1e-18, move as far as moves the outputs by their own size."""
         self.unwiden(chosen)
-        gradients = self.gradients(self.cotangents())
+        cotangents = self.cotangents()
+        size = math.hypot(*(scale * length_of(c) for scale, c in zip(self._scales, cotangents, strict=True)))
+        gradients = self.gradients(cotangents)
         for k, gradient, shift in zip(range(len(self.leaves)), gradients, self.shifts(chosen), strict=True):
             if shift is not None:
                 _, length = _along(gradient, shift)
-                self._widths[k] = min(1 / (length or spread(self.leaves[k].base)), _WIDEST)
+                self._widths[k] = min(size / length if length else 1 / spread(self.leaves[k].base), _WIDEST)
 
     def unwiden(self, chosen: Sequence[int]) -> None:
         """Let them move in proportion to their own size again."""
@@ -171,10 +184,10 @@ def _compared(
     moved = [_along(g, d) for g, d in zip(gradients, shifts, strict=True)]
     analytic, lengths = sum(total for total, _ in moved), [length for _, length in moved]
     scale = max(math.hypot(*lengths), math.hypot(*(n.length(c) for c, n in pairs)))
-    kinks = 1 - sum(n.smooth_entries() for n in numerics) / sum(n.y.numel() for n in numerics)
+    kinks = 1 - sum(n.smooth_entries() for n in numerics) / sum(n.size.numel() for n in numerics)
     shares = tuple(length / scale if scale else 0.0 for length in lengths)
     unconnected = tuple(g is None for g in gradients)
-    relative = rounding / scale if scale else math.inf
+    relative = rounding / scale if scale else math.inf if rounding else 0.0
     if math.isnan(analytic) or math.isinf(analytic):
         return Measure(math.inf, TOLERANCE, kinks, shares, unconnected, relative)
     if scale <= rounding:
@@ -202,9 +215,9 @@ def length_of(values: Tensor) -> float:
     return float(torch.linalg.vector_norm(values))
 
 
-def spread(values: Tensor) -> float:
+def spread(values: Tensor, length: float | None = None) -> float:
     """Root mean square of the finite entries; 1 where there is nothing but zeros."""
-    size = length_of(values) / math.sqrt(values.numel() or 1)
+    size = (length_of(values) if length is None else length) / math.sqrt(values.numel() or 1)
     if not math.isfinite(size):
         finite = values[torch.isfinite(values)]
         size = float(finite.abs().max().clamp(max=1e100)) if finite.numel() else 1.0

@@ -91,7 +91,9 @@ class _Search:
 
     def _gap(self, low: int, high: int) -> float:
         direction = torch.zeros_like(self._reach)
-        draw = torch.randn(high - low, dtype=direction.dtype, generator=self._probe.draws.own.generator).to(direction.device)
+        draw = torch.randn(high - low, dtype=direction.dtype, generator=self._probe.draws.own.generator).to(
+            direction.device
+        )
         direction[low:high] = draw * self._reach[low:high]
         gap = abs(float(torch.dot(self._analytic.nan_to_num(0.0, 0.0, 0.0), direction)) - self._numeric(direction)[0])
         return gap if math.isfinite(gap) else 0.0

@@ -33,6 +33,8 @@ def is_plain(module: nn.Module) -> bool:
         and "forward" not in vars(module)
         and not any(getattr(module, name) for name in _HOOKS)
         and not any(getattr(_module, name) for name in _GLOBAL_HOOKS)
-        and not any(p is not None and (type(p) is not nn.Parameter or p._backward_hooks) for p in module._parameters.values())
+        and not any(
+            p is not None and (type(p) is not nn.Parameter or p._backward_hooks) for p in module._parameters.values()
+        )
         and not module._modules
     )

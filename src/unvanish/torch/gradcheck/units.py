@@ -93,7 +93,8 @@ class Unit:
         pairs = list(zip(leaves, shifts, strict=True))
         places = self._places()
         try:
-            yield lambda step: _numbers(self._outputs(_moved(pairs, step)), places)
+            with torch.no_grad() if self.plain else nullcontext():  # else a gradient: the program may ask for it
+                yield lambda step: _numbers(self._outputs(_moved(pairs, step)), places)
         finally:
             for leaf, shift in pairs:
                 if leaf.parameter is not None and shift is not None:
@@ -109,7 +110,7 @@ class Unit:
     def _outputs(self, entries: dict[Held, Tensor]) -> list[Tensor]:
         """``entries`` may be written into by the program."""
         copies = _Copies(entries)
-        with self._own_buffers(), self.conditions():
+        with self._own_buffers() if self._buffers() else nullcontext(), self.conditions():
             try:
                 found = self.forward(copies)
             except Exception as error:  # the user's code, in a precision it may not be written for
@@ -123,7 +124,7 @@ class Unit:
     @contextmanager
     def _own_buffers(self) -> Iterator[None]:
         """Each evaluation has buffers of its own: an earlier graph keeps its."""
-        buffers = [(module, name, b) for module in self.modules for name, b in module._buffers.items() if b is not None]
+        buffers = self._buffers()
         for module, name, buffer in buffers:
             module._buffers[name] = buffer.clone()
         try:
@@ -131,6 +132,9 @@ class Unit:
         finally:
             for module, name, buffer in buffers:
                 module._buffers[name] = buffer
+
+    def _buffers(self) -> list[tuple[nn.Module, str, Tensor]]:
+        return [(module, name, b) for module in self.modules for name, b in module._buffers.items() if b is not None]
 
 
 @contextmanager
@@ -196,7 +200,7 @@ def floating(value: Any) -> list[Tensor]:
             if part.is_floating_point() and part.layout is torch.strided and not part.is_nested and part.numel():
                 found[id(part)] = part
         else:
-            for inner in (contents(part) or {}).values():
+            for inner in part if type(part) in (tuple, list) else (contents(part) or {}).values():
                 walk(inner)
 
     walk(value)

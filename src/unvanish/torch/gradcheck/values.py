@@ -98,6 +98,8 @@ def rebuilt(value: Any, parts: dict[Any, Any]) -> Any:
     """A container of the same type with other parts."""
     if type(value) in (tuple, list):
         return type(value)(parts.values())
+    if type(value) is dict:
+        return parts
     if isinstance(value, tuple):
         named = isinstance(getattr(value, "_fields", None), tuple)
         return tuple.__new__(type(value), parts.values()) if named else type(value)(parts.values())
@@ -119,6 +121,8 @@ def fill(template: Any, supply: Callable[[Held], Tensor]) -> Any:
         return supply(template)
     if type(template) in (tuple, list):
         return type(template)([fill(part, supply) for part in template])
+    if type(template) is dict:
+        return {key: fill(part, supply) for key, part in template.items()}
     if isinstance(template, Thing):
         return _thing(template.value).value
     parts = contents(template)

@@ -16,6 +16,7 @@ _FAILURES = (
     3  # one clear agreement is enough: chance gives it to an error e with probability 1e-7 / e; to fail takes more
 )
 _DIRECTIONS = 2  # to be sure of a failure
+_HOPELESS = 100  # with rounding so many times the derivative no direction is lucky enough: the step is left out
 _BLURRED = 1e-2  # with a limit up to here agreement still says something
 _SMALL = 1e-3  # a tensor with less of the derivative is looked at by itself
 
@@ -50,8 +51,12 @@ class Judgement:
 def verdict(probe: Probe, chosen: Sequence[int], steps: Sequence[float] = _STEPS) -> Verdict:
     """Measure along random directions until it is clear."""
     measures: list[Measure] = []
+    noise = 0.0
     for step in steps:
+        if noise > _HOPELESS * step:
+            continue
         measures.append(probe.measure(step, chosen))
+        noise = measures[-1].rounding * step
         if measures[-1].passed and not any(m.failed for m in measures[:-1]):
             return Verdict(True, tuple(measures))
         if sum(m.failed for m in measures) == _FAILURES:
@@ -76,9 +81,21 @@ def _steady(measures: list[Measure]) -> bool:
 def judge(probe: Probe) -> Judgement:
     """All tensors along one direction together; one by one where that fails, or says nothing of a tensor."""
     every = list(range(len(probe.leaves)))
-    result = Judgement(verdict(probe, every))
+    result = Judgement(_together(probe, every))
     _sort(probe, every, result.whole, result)
     return result
+
+
+def _together(probe: Probe, every: list[int]) -> Verdict:
+    """Tensors of tiny numbers move further from the start: else each costs many measurements of its own."""
+    tiny = probe.tiny()
+    if tiny:
+        probe.widen(tiny)
+        found = verdict(probe, every)
+        if found.right:
+            return found
+        probe.unwiden(tiny)
+    return verdict(probe, every)
 
 
 def _sort(probe: Probe, chosen: list[int], found: Verdict, result: Judgement, widened: bool = False) -> None:
