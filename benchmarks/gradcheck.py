@@ -1,6 +1,6 @@
 """What a gradient check costs, and what it finds, beside torch.autograd.gradcheck.
 
-    python benchmarks/gradcheck.py            # about three minutes
+    python benchmarks/gradcheck.py            # about four minutes
     python benchmarks/gradcheck.py --quick    # small networks only
 
 Costs are ratios to one forward and backward pass of the same network and batch, in float32 as it is trained and in
@@ -63,6 +63,7 @@ def programs(quick: bool) -> dict[str, Program]:
     images, ids = torch.randn(32, 3, 32, 32), torch.randint(256, (4, 128))
     return small | {
         "MLP 100 x 64, tanh, batch 64": (mlp(100, 64), torch.randn(64, 64), torch.randint(10, (64,))),
+        "MLP 1000 x 64, tanh, batch 64": (mlp(1000, 64), torch.randn(64, 64), torch.randint(10, (64,))),
         "CNN, 6 x conv-BN-ReLU, 32 x 3 x 32 x 32": (cnn(), images, torch.randint(10, (32,))),
         "GPT-like, 6 layers, d 256, 4 x 128 tokens": (GPT(), ids, torch.randint(256, (512,))),
     }

@@ -34,7 +34,7 @@ class Slope(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """Of one output ``y``. ``smooth`` is None where every entry is; the others' differences are zero.
+    """Of one output ``y``. ``smooth`` is None where every entry is; all numbers of the others are zero.
 
     ``rows``: f(x + h d) - f(x - h d); f(x + h d) + f(x - h d) - 2 y; both once more with h/2.
     ``size``: of each entry, |y| and the typical one, which is what rounding goes by.
@@ -82,6 +82,7 @@ def differences(y: Tensor, scale: float, around: Sequence[Tensor], step: float) 
     smooth = _smooth(rows, size)
     if smooth is not None:
         rows.masked_fill_(~smooth, 0.0)
+        size.masked_fill_(~smooth, 0.0)
     return Differences(rows, size, step, smooth)
 
 

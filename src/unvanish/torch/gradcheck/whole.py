@@ -16,7 +16,8 @@ from unvanish.torch.gradcheck.units import ForwardError, Unit
 from unvanish.torch.gradcheck.verdict import judge, verdict
 from unvanish.torch.probe.scopes import clean
 
-_STEPS = (1e-6, 1e-7, 1e-5)  # small first: a single number cannot leave out the many kinks behind it
+_STEPS = (1e-6, 1e-7, 1e-5)
+_KINKED = (1e-7, 1e-6, 1e-5)  # where a module has kinks: a single number cannot leave out the many behind it
 
 
 def whole_loss(model: nn.Module, run: Callable[[], Any], report: Report) -> LossCheck | None:
@@ -27,7 +28,8 @@ def whole_loss(model: nn.Module, run: Callable[[], Any], report: Report) -> Loss
         probe = Probe(unit, Draws(report.stream))
         if not all(bool(y.isfinite().all()) for y in probe.values):
             return _not_finite(unit, report)
-        found = verdict(probe, range(len(probe.leaves)), _STEPS)
+        kinked = any(check.kink_share for check in report.modules.values())
+        found = verdict(probe, range(len(probe.leaves)), _KINKED if kinked else _STEPS)
         if found.right is False and not report.failures and not report.cut:
             tell(unit, probe, judge(probe), report)
     except (ForwardError, BackwardError) as error:
