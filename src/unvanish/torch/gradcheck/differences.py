@@ -22,6 +22,7 @@ from torch import Tensor
 _EPS = torch.finfo(torch.float64).eps
 _SMOOTH = 1e-5  # relative disagreement of D_h and D_{h/2} above which an output is not smooth; h^2 where it is
 _ROUNDING = 16 * _EPS  # of a value with some cancellation behind it
+_CHUNK = 1 << 15  # entries at a time, which stay in the cache
 
 
 class Slope(NamedTuple):
@@ -34,7 +35,7 @@ class Slope(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """Of one output ``y``. ``smooth`` is None where every entry is; all numbers of the others are zero.
+    """Of one output ``y``, flat. ``smooth`` is None where every entry is; all numbers of the others are zero.
 
     ``rows``: f(x + h d) - f(x - h d); f(x + h d) + f(x - h d) - 2 y; both once more with h/2.
     ``size``: of each entry, |y| and the typical one, which is what rounding goes by.
@@ -47,18 +48,18 @@ class Differences:
 
     def along(self, cotangent: Tensor) -> Slope:
         """Sums over all entries."""
-        whole, bend, half, half_bend = torch.mv(self.rows.view(4, -1), cotangent.reshape(-1)).tolist()
+        whole, bend, half, half_bend = torch.mv(self.rows, cotangent.reshape(-1)).tolist()
         whole, half = whole / (2 * self.step), half / self.step
         uneven, bent = whole - half, (bend - 4 * half_bend) / self.step
         return Slope(half + (half - whole) / 3, uneven, bent)
 
     def length(self, cotangent: Tensor) -> float:
         """Root of the sum of squares of what the entries contribute to the derivative."""
-        return float(torch.linalg.vector_norm(cotangent * self.rows[2])) / self.step
+        return float(torch.linalg.vector_norm(cotangent.reshape(-1) * self.rows[2])) / self.step
 
     def rounding(self, cotangent: Tensor) -> float:
         """How much of that rounding alone can make."""
-        return float(torch.linalg.vector_norm(cotangent * self.size)) * _ROUNDING / self.step
+        return float(torch.linalg.vector_norm(cotangent.reshape(-1) * self.size)) * _ROUNDING / self.step
 
     def move(self) -> bool:
         """Does any entry move by more than rounding?"""
@@ -71,24 +72,41 @@ class Differences:
 
 def differences(y: Tensor, scale: float, around: Sequence[Tensor], step: float) -> Differences:
     """``around``: the output at x + h d, x - h d, x + h d / 2, x - h d / 2. ``scale``: its typical size."""
-    up, down, half_up, half_down = around
-    rows, size = y.new_empty((4, *y.shape)), y.abs().add_(scale)
+    values = [part.reshape(-1) for part in (y, *around)]
+    rows, size = y.new_empty((4, y.numel())), values[0].abs().add_(scale)
+    if y.numel() <= _CHUNK:
+        return Differences(rows, size, step, _filled(rows, size, *values))
+    count = math.ceil(y.numel() / _CHUNK)  # of even size: a single entry is judged in another way
+    chunks = zip(*(part.tensor_split(count, -1) for part in (rows, size, *values)), strict=True)
+    found = [_filled(*chunk) for chunk in chunks]
+    if all(smooth is None for smooth in found):
+        return Differences(rows, size, step, None)
+    everywhere = torch.ones_like(size, dtype=torch.bool)
+    for part, smooth in zip(everywhere.tensor_split(count), found, strict=True):
+        if smooth is not None:
+            part.copy_(smooth)
+    return Differences(rows, size, step, everywhere)
+
+
+def _filled(
+    rows: Tensor, size: Tensor, y: Tensor, up: Tensor, down: Tensor, half_up: Tensor, half_down: Tensor
+) -> Tensor | None:
+    """Write the rows; where the entries are smooth, None if everywhere."""
     whole, bend, half, half_bend = rows.unbind()
     torch.sub(up, down, out=whole)
     torch.add(up, down, out=bend)
     torch.sub(half_up, half_down, out=half)
     torch.add(half_up, half_down, out=half_bend)
     rows[1::2].sub_(y, alpha=2)
-    smooth = _smooth(rows, size)
+    smooth = _smooth(whole, bend, half, half_bend, size)
     if smooth is not None:
         rows.masked_fill_(~smooth, 0.0)
         size.masked_fill_(~smooth, 0.0)
-    return Differences(rows, size, step, smooth)
+    return smooth
 
 
-def _smooth(rows: Tensor, size: Tensor) -> Tensor | None:
+def _smooth(whole: Tensor, bend: Tensor, half: Tensor, half_bend: Tensor, size: Tensor) -> Tensor | None:
     """Where both disagreements are within their limit; None if everywhere."""
-    whole, bend, half, half_bend = rows.unbind()
     uneven, bent = torch.sub(whole, half, alpha=2).abs_(), torch.sub(bend, half_bend, alpha=4).abs_()
     apart = torch.maximum(uneven, bent.mul_(2))  # NaN where one is
     if size.numel() == 1:  # a loss is blurred by kinks far below it, and judged as a whole

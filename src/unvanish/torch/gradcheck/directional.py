@@ -133,7 +133,7 @@ class Probe:
         cotangents = self.cotangents()
         for cotangent, numeric in zip(cotangents, numerics, strict=True):
             if numeric.smooth is not None:
-                cotangent.mul_(numeric.smooth)
+                cotangent.mul_(numeric.smooth.view(cotangent.shape))
         measure = _compared(cotangents, numerics, self.gradients(cotangents), shifts)
         loose = (numeric for k, numeric in enumerate(numerics) if k not in self._tracked)
         return replace(measure, adrift=True) if any(n.move() for n in loose) else measure

@@ -78,7 +78,7 @@ class _Answers:
 
 
 def _trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, bool]]:
-    for name, parameter in module.named_parameters():
+    for name, parameter in module.named_parameters(recurse=bool(module._modules)):
         if parameter.requires_grad and parameter.is_floating_point():
             yield name, parameter, "." in name
 

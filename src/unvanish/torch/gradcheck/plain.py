@@ -1,6 +1,7 @@
-"""PyTorch's own layers that compute in the dtype of what they are given, and draw no random numbers.
+"""PyTorch's own layers that compute in the dtype they are given, draw nothing, and have no convention of their own.
 
-They need no watch over casts and no replay of random numbers, which for a small layer cost more than its own work.
+They need no watch over casts, no replay of random numbers and no walk through their graph, which for a small layer
+cost more than its own work.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from torch.nn.modules import module as _module
 
 PLAIN: frozenset[type[nn.Module]] = frozenset(
     {
-        nn.Linear, nn.Bilinear, nn.Identity, nn.Flatten, nn.Unflatten, nn.Embedding,
+        nn.Linear, nn.Bilinear, nn.Identity, nn.Flatten, nn.Unflatten,
         nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
         nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm,
         nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,

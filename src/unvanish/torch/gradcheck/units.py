@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unvanish.torch.gradcheck.conventions import are_log_probabilities, graph_of
+from unvanish.torch.gradcheck.conventions import Graph, are_log_probabilities, graph_of
 from unvanish.torch.gradcheck.precision import double_precision
 from unvanish.torch.gradcheck.values import Held, contents
 
@@ -54,7 +54,7 @@ class Unit:
     parameters: tuple[tuple[str, nn.Parameter, bool], ...] = ()  # name, parameter, used only if in the graph
     modules: tuple[nn.Module, ...] = ()
     strict: bool = False  # every input must get a gradient: a Function that gives none is wrong
-    plain: bool = False  # it casts nothing and draws nothing, see plain.py
+    plain: bool = False  # it casts nothing, draws nothing and has no convention of its own, see plain.py
 
     def without_nan(self) -> Unit:
         """The same with every NaN that enters replaced: does one come out still?"""
@@ -70,7 +70,7 @@ class Unit:
         """Outputs with their graph, the leaves, and the leaves' tensors in the graph."""
         entries = {held: held.data.detach().requires_grad_() for held in self.inputs}
         outputs = self._outputs({held: tensor.clone() for held, tensor in entries.items()})
-        graph = graph_of(outputs)
+        graph = Graph(set()) if self.plain else graph_of(outputs)
         bound = {held for held in entries if graph.log_probabilities and are_log_probabilities(held.data)}
         if bound:
             outputs = self._outputs({h: t.log_softmax(-1) if h in bound else t.clone() for h, t in entries.items()})
