@@ -22,8 +22,8 @@ def left_in_cycles(work) -> list[str]:
 
     Not all garbage counts: other libraries in this process leave some at any time.
     """
-    while gc.collect():  # finalizers of earlier tests' objects may free more of them
-        pass
+    for _ in range(3):  # finalizers of earlier tests' objects may free more of them
+        gc.collect()
     gc.disable()
     gc.set_debug(gc.DEBUG_SAVEALL)
     try:
