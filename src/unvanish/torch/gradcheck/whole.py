@@ -17,7 +17,8 @@ from unvanish.torch.gradcheck.verdict import judge, verdict
 from unvanish.torch.probe.scopes import clean
 
 _STEPS = (1e-6, 1e-7, 1e-5)
-_KINKED = (1e-7, 1e-6, 1e-5)  # where a module has kinks: a single number cannot leave out the many behind it
+_KINKED = (1e-7, 1e-6, 1e-5)  # where a module has many kinks: a single number cannot leave out those behind it
+_MANY = 1e-3  # a share that rounding alone does not make
 
 
 def whole_loss(model: nn.Module, run: Callable[[], Any], report: Report) -> LossCheck | None:
@@ -28,7 +29,7 @@ def whole_loss(model: nn.Module, run: Callable[[], Any], report: Report) -> Loss
         probe = Probe(unit, Draws(report.stream))
         if not all(bool(y.isfinite().all()) for y in probe.values):
             return _not_finite(unit, report)
-        kinked = any(check.kink_share for check in report.modules.values())
+        kinked = any(check.kink_share > _MANY for check in report.modules.values())
         found = verdict(probe, range(len(probe.leaves)), _KINKED if kinked else _STEPS)
         if found.right is False and not report.failures and not report.cut:
             tell(unit, probe, judge(probe), report)
