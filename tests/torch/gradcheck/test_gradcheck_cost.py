@@ -123,6 +123,7 @@ def test_a_patched_forward_that_casts_is_still_checked_in_float64() -> None:
     vars(net[1])["forward"] = lambda x: x.float().tanh()
     check = gradcheck(net, F.mse_loss, (torch.randn(5, 3), torch.randn(5, 3)))
     assert check.ok
+    assert {"0", "1"} <= {module.module for module in check.modules}, check
     assert max(module.relative_error for module in check.modules) < 1e-8, check
 
 
