@@ -28,6 +28,11 @@ class Input:
     mirrored: bool
 
 
+def unit_input(units: int) -> Input:
+    """The input as it is hoped to be, where nothing is known of it."""
+    return Input(torch.zeros(units, dtype=torch.float64), 1.0, False)
+
+
 def input_from_code(code: Code, units: int) -> Input:
     """The input as theory has it."""
     mean = torch.full((units,), code.mean, dtype=torch.float64)

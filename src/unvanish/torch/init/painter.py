@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unvanish.torch.init.fill import Basis, Input, carry, input_from_code, input_from_data
+from unvanish.torch.init.fill import Basis, Input, carry, input_from_code, input_from_data, unit_input
 from unvanish.torch.init.gates import recurrent_, sequence_length
 from unvanish.torch.init.layers import Layer
 from unvanish.torch.init.matrices import normal_, uniform_, wide
@@ -100,7 +100,7 @@ class Painter:
         if step.source is not None and not step.measured:
             return input_from_code(step.source, layer.units)
         if layer.source < 0 and not self.real:
-            return Input(torch.zeros(layer.units, dtype=torch.float64), 1.0, False)
+            return unit_input(layer.units)
         return input_from_data(layer.units_last(h), step.source)
 
     def _entry(self, step: Step) -> bool:
@@ -143,7 +143,10 @@ class Painter:
             return False
         steps = sequence_length(op, args, self.wiring)
         prefix = f"{op.module}." if op.module else ""
-        names = recurrent_(module, steps, self.kept, self.generator)
+        x = args[0].reshape(-1, module.input_size)
+        known = self.real or op.inputs[0] >= 0
+        given = input_from_data(x, None) if known else unit_input(module.input_size)
+        names = recurrent_(module, steps, given, self.kept, self.generator)
         self.actions += [Action(prefix + name, "recurrent", f"for {steps} steps") for name in names]
         return True
 

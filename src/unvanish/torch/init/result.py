@@ -15,11 +15,15 @@ LEAST_RANK = 3.0
 class Vitals:
     """Signs of life at step 0, between the first and the last place on the trunk: activations and residual sums.
 
+    A recurrent layer's places are its first and its last step; of several such pairs a network shows its worst.
+
     Attributes:
-        forward: ln of the last place's standard deviation over the batch, over the first one's.
+        forward: ln of the last place's standard deviation over the batch, over the first one's; over time, ln of how
+            much of the first input the last output remembers, in units of a fair share of all steps.
         backward: ln of the root-mean-square singular value of the Jacobian between the two: what becomes of gradients.
         separation: standard deviation over the batch divided by root-mean-square, at the last place.
-        rank: stable rank of the Jacobian between the two, the number of directions that get through.
+        rank: stable rank of the Jacobian between the two, the number of directions that get through; not over time.
+        over: where it was measured, such as "over 100 steps of lstm"; "" for the trunk.
 
     None is "not observed", -inf "exactly zero".
     """
@@ -28,6 +32,7 @@ class Vitals:
     backward: float | None = None
     separation: float | None = None
     rank: float | None = None
+    over: str = ""
 
     def failures(self) -> tuple[str, ...]:
         """What is wrong, in sentences."""
@@ -40,7 +45,7 @@ class Vitals:
             found.append(
                 f"samples look alike at the end: separation {self.separation:.2g}, expected above {LEAST_SEPARATION}"
             )
-        return tuple(found)
+        return tuple(f"{self.over}, {text}" if self.over else text for text in found)
 
     def warnings(self) -> tuple[str, ...]:
         """What is not good, but not certainly bad."""
@@ -56,7 +61,8 @@ class Vitals:
             ("separation", self.separation, ".2g"),
             ("stable rank", self.rank, ".1f"),
         )
-        return ", ".join(f"{name} {format(v, spec) if v is not None else 'not observed'}" for name, v, spec in signs)
+        text = ", ".join(f"{name} {format(v, spec) if v is not None else 'not observed'}" for name, v, spec in signs)
+        return f"{self.over}: {text}" if self.over else text
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unvanish.torch.init.matrices import wide
+from unvanish.torch.init.measures import log_ratio, noise_like, spread, squared_lengths, unit_lengths
 from unvanish.torch.init.nonlinearities import nonlinearities
+from unvanish.torch.init.over_time import signs_over_time
 from unvanish.torch.init.residual import branches
 from unvanish.torch.init.result import Vitals
 from unvanish.torch.wiring import Op, Wiring, trace
@@ -56,7 +56,7 @@ class _Pair:
 
 
 def vital_signs(model: nn.Module, inputs: Any, wiring: Wiring) -> Vitals:
-    """Gains, separation and stable rank between the first and the last activation.
+    """Gains, separation and stable rank between the first and the last activation, and of recurrent layers over time.
 
     Args:
         model: the network.
@@ -64,15 +64,29 @@ def vital_signs(model: nn.Module, inputs: Any, wiring: Wiring) -> Vitals:
         wiring: of the same model and inputs.
 
     Returns:
-        The signs; None where there are no two activations on one path, or something cannot be differentiated.
+        The worst of these places' signs; None where there are no two activations on one path and no recurrent layer,
+        or something cannot be differentiated.
     """
+    places = [_along_the_trunk(model, inputs, wiring)]
+    if any(op.kind == "recurrent" for op in wiring.ops):
+        places += signs_over_time(model, inputs)
+    return max(places, key=_badness)
+
+
+def _badness(vitals: Vitals) -> tuple[int, float]:
+    """Failures first, then the larger of the two gains."""
+    gains = [abs(gain) for gain in (vitals.forward, vitals.backward) if gain is not None]
+    return len(vitals.failures()), max(gains, default=-1.0)
+
+
+def _along_the_trunk(model: nn.Module, inputs: Any, wiring: Wiring) -> Vitals:
     ends = _ends(wiring, model)
     if ends is None:
         return Vitals()
     pair = _Pair(*ends)
     kept = [(p, p.grad) for p in model.parameters()]
     try:
-        trace(_Differentiable(model), _few(inputs), on_op=pair)
+        trace(_Differentiable(model), inputs if _time_first(wiring) else _few(inputs), on_op=pair)
     except _Seen:
         pass
     finally:
@@ -103,6 +117,11 @@ def _ends(wiring: Wiring, model: nn.Module) -> tuple[int, int] | None:
     return None if last is None else (first, last)
 
 
+def _time_first(wiring: Wiring) -> bool:
+    """Whether the first axis of sequences is time: to cut that would make another network of the same model."""
+    return any(op.kind == "recurrent" and op.arguments.get("batch_first") is False for op in wiring.ops)
+
+
 def _few(inputs: Any) -> Any:
     """The first samples of a batch, where all its tensors have as many."""
     tensors = (
@@ -116,33 +135,19 @@ def _few(inputs: Any) -> Any:
 
 
 def _between(start: Tensor, end: Tensor) -> Vitals:
-    first, last = _spread(start), _spread(end)
+    first, last = spread(start), spread(end)
     vitals = Vitals()
     if first is not None and last is not None:
-        vitals = replace(vitals, forward=_log(last[0], first[0]), separation=last[0] / last[1] if last[1] else 0.0)
+        vitals = replace(vitals, forward=log_ratio(last[0], first[0]), separation=last[0] / last[1] if last[1] else 0.0)
     if not end.requires_grad:
         return vitals
     squares = _squares(start, end)
     width = min(start.numel(), end.numel()) / len(start)
-    vitals = replace(vitals, backward=_log(float((squares.mean() / width).sqrt()), 1.0))
+    vitals = replace(vitals, backward=log_ratio(float((squares.mean() / width).sqrt()), 1.0))
     try:
         return replace(vitals, rank=_stable_rank(start, end, squares))
     except RuntimeError:  # an op without second derivative, such as fused attention: not observed
         return vitals
-
-
-def _spread(x: Tensor) -> tuple[float, float] | None:
-    """Standard deviation over the batch, and root-mean-square; None for one sample."""
-    if x.ndim < 2 or len(x) < 2:
-        return None
-    x = wide(x)
-    return float(x.var(dim=0, unbiased=False).mean().sqrt()), float(x.square().mean().sqrt())
-
-
-def _log(numerator: float, denominator: float) -> float:
-    if numerator == 0 or denominator == 0:
-        return -math.inf if denominator else math.nan
-    return math.log(numerator) - math.log(denominator)
 
 
 def _squares(start: Tensor, end: Tensor) -> Tensor:
@@ -150,8 +155,8 @@ def _squares(start: Tensor, end: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     squares = torch.zeros(len(start), dtype=torch.float64)
     for _ in range(_PROBES):
-        (row,) = torch.autograd.grad(end, start, _noise(end, generator), retain_graph=True)
-        squares += _square(row) / _PROBES
+        (row,) = torch.autograd.grad(end, start, noise_like(end, generator), retain_graph=True)
+        squares += squared_lengths(row) / _PROBES
     return squares
 
 
@@ -162,26 +167,11 @@ def _stable_rank(start: Tensor, end: Tensor, squares: Tensor) -> float | None:
     """
     seed = torch.zeros_like(end, requires_grad=True)
     (pulled,) = torch.autograd.grad(end, start, seed, create_graph=True)
-    direction = _noise(start, torch.Generator().manual_seed(1))
+    direction = noise_like(start, torch.Generator().manual_seed(1))
     largest = torch.zeros_like(squares)
     for _ in range(_POWER_STEPS):
-        (pushed,) = torch.autograd.grad(pulled, seed, _unit(direction), retain_graph=True)
-        largest = _square(pushed)
-        (direction,) = torch.autograd.grad(end, start, _unit(pushed), retain_graph=True)
+        (pushed,) = torch.autograd.grad(pulled, seed, unit_lengths(direction), retain_graph=True)
+        largest = squared_lengths(pushed)
+        (direction,) = torch.autograd.grad(end, start, unit_lengths(pushed), retain_graph=True)
     alive = (largest > 0) & torch.isfinite(largest) & torch.isfinite(squares)
     return float((squares[alive] / largest[alive]).mean()) if bool(alive.any()) else None
-
-
-def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=generator).to(like)
-
-
-def _square(x: Tensor) -> Tensor:
-    """Squared length per sample, float64."""
-    return wide(x).reshape(len(x), -1).square().sum(dim=1)
-
-
-def _unit(x: Tensor) -> Tensor:
-    """Each sample's part with length 1."""
-    length = _square(x).sqrt().clamp_min(1e-300)
-    return (wide(x) / length.reshape(-1, *(1,) * (x.ndim - 1))).to(x)
