@@ -47,4 +47,6 @@ $(VENV)/installed-demo: $(VENV)/torch pyproject.toml
 
 $(VENV)/installed-dev: $(VENV)/torch pyproject.toml
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+# timm without what it depends on: torchvision brings a torch of its own. The tests read two files that need only torch.
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps timm
 	touch $@ $(VENV)/installed-demo

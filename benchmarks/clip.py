@@ -10,8 +10,10 @@ are, so that all are written. All variants take turns in one process, and the fa
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import math
 import platform
+import runpy
 import time
 from collections.abc import Callable
 
@@ -59,20 +61,17 @@ def parameters(shapes: Shapes) -> list[nn.Parameter]:
     return made
 
 
-def timm_agc(params: list[nn.Parameter], ratio: float = 0.01, eps: float = 1e-3) -> None:
-    """The formula as timm has it, written anew: row norms, then a where over the whole gradient."""
-    for p in params:
-        g = p.grad
-        axes = tuple(range(1, p.ndim)) or (0,)
-        bound = torch.linalg.vector_norm(p.detach(), dim=axes, keepdim=True).clamp(min=eps) * ratio
-        norm = torch.linalg.vector_norm(g, dim=axes, keepdim=True)
-        g.copy_(torch.where(norm < bound, g, g * (bound / norm.clamp(min=1e-6))))
+def timm_agc() -> Callable[..., None]:
+    """timm's own, from its file: ``import timm`` needs torchvision, this file only torch."""
+    files = importlib.metadata.files("timm") or []
+    path = next(file for file in files if file.as_posix() == "timm/utils/agc.py").locate()
+    return runpy.run_path(str(path))["adaptive_clip_grad"]
 
 
 def variants(params: list[nn.Parameter]) -> dict[str, Callable[[], object]]:
     grads: list[Tensor] = [p.grad for p in params]
     flat = [g.numpy().ravel() for g in grads]
-    auto = AutoClip(1.0)
+    auto, agc = AutoClip(1.0), timm_agc()
     torch_utils = nn.utils
     norm = float(torch_utils.get_total_norm(grads))
     top = max(float(g.abs().max()) for g in grads)
@@ -101,13 +100,13 @@ def variants(params: list[nn.Parameter]) -> dict[str, Callable[[], object]]:
         "quiet: torch clip_grad_value_": lambda: torch_utils.clip_grad_value_(params, 2 * top),
         "quiet: clip_grad_value_": lambda: clip_grad_value_(params, 2 * top),
         "quiet: clip_grad_value_ (norms above)": lambda: clip_grad_value_(params, 1.01 * top),
-        "quiet: timm's AGC formula": lambda: timm_agc(params, 1e3),
+        "quiet: timm adaptive_clip_grad": lambda: agc(params, 1e3),
         "quiet: clip_grad_unit_norm_": lambda: clip_grad_unit_norm_(params, 1e3),
         "loud: torch clip_grad_norm_": loud(lambda: torch_utils.clip_grad_norm_(params, 0.5 * norm)),
         "loud: clip_grad_global_norm_": loud(lambda: clip_grad_global_norm_(params, 0.5 * norm)),
         "loud: torch clip_grad_value_": loud(lambda: torch_utils.clip_grad_value_(params, 0.5 * top)),
         "loud: clip_grad_value_": loud(lambda: clip_grad_value_(params, 0.5 * top)),
-        "loud: timm's AGC formula": loud(lambda: timm_agc(params, 1e-6)),
+        "loud: timm adaptive_clip_grad": loud(lambda: agc(params, 1e-6)),
         "loud: clip_grad_unit_norm_": loud(lambda: clip_grad_unit_norm_(params, 1e-6)),
     }
 

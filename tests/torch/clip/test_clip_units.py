@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
+import runpy
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -132,6 +135,33 @@ def test_optax_published_property() -> None:
         clip_grad_unit_norm_(weights, 1 / i)
         for weight in weights:
             assert norm_of(weight.grad) - norm_of(weight) / i < 1e-6 * norm_of(weight)
+
+
+def timm_agc() -> Any:
+    """timm's clipping from its own file: ``import timm`` needs torchvision, this file only torch."""
+    try:
+        files = importlib.metadata.files("timm") or []
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("timm is not installed")
+    path = next(file for file in files if file.as_posix() == "timm/utils/agc.py").locate()
+    return runpy.run_path(str(path))["adaptive_clip_grad"]
+
+
+@pytest.mark.parametrize("ratio", [1e-3, 0.01, 0.3])
+@pytest.mark.parametrize("eps", [1e-3, 10.0])
+def test_timm(ratio: float, eps: float) -> None:
+    """Of layers whose units are rows; some units above their bound, some below."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Conv2d(3, 4, 3), nn.LayerNorm(7), nn.Conv3d(2, 3, 2)).double()
+    theirs = [parameter.detach().clone() for parameter in model.parameters()]
+    for ours, their in zip(model.parameters(), theirs, strict=True):
+        steps = torch.logspace(-4, 1, ours.shape[0], dtype=torch.float64).reshape(-1, *[1] * (ours.ndim - 1))
+        ours.grad = torch.randn_like(ours) * steps
+        their.grad = ours.grad.clone()
+    clip_grad_unit_norm_(model, ratio, eps=eps)
+    timm_agc()(theirs, ratio, eps)
+    for ours, their in zip(model.parameters(), theirs, strict=True):
+        torch.testing.assert_close(ours.grad, their.grad, rtol=1e-12, atol=0)
 
 
 def test_bare_and_named_parameters_fall_back_to_rows() -> None:

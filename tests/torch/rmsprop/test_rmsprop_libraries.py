@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -149,3 +152,54 @@ def test_torch(way, settings):
         optimizer.step()
         rows.append(w.clone())
     near(ours("torch", way, **settings), torch.stack(rows))
+
+
+TIMM = [
+    ({}, {}),
+    ({"momentum": 0.9}, {"momentum": 0.9}),
+    ({"momentum": 0.9, "lr_in_momentum": False}, {"momentum": 0.9, "lr_in_momentum": False}),
+    ({"centered": True, "eps": 1e-3}, {"centered": True, "eps": 1e-3}),
+    ({"weight_decay": 0.1}, {"weight_decay": 0.1}),
+    ({"weight_decay": 0.1, "decoupled_decay": True}, {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    (
+        {"lr": 0.1, "alpha": 0.5, "eps": 1e-4, "momentum": 0.5, "centered": True, "weight_decay": 0.01},
+        {"lr": 0.1, "rho": 0.5, "eps": 1e-4, "momentum": 0.5, "centered": True, "weight_decay": 0.01},
+    ),
+]
+
+
+@pytest.fixture
+def timm_rmsprop():
+    """timm's class from its own file: ``import timm`` needs torchvision, this file and those beside it only torch."""
+    try:
+        files = importlib.metadata.files("timm") or []
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("timm is not installed")
+    file = next(file for file in files if file.as_posix() == "timm/optim/rmsprop_tf.py")
+    package = sys.modules["timm_optim_alone"] = ModuleType("timm_optim_alone")
+    package.__path__ = [str(file.locate().parent)]
+    yield importlib.import_module("timm_optim_alone.rmsprop_tf").RMSpropTF
+    for name in [name for name in sys.modules if name.startswith("timm_optim_alone")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(("theirs", "settings"), TIMM, ids=[str(case[0]) for case in TIMM])
+@pytest.mark.parametrize("foreach", [True, False])
+def test_timm(timm_rmsprop, way, theirs, settings, foreach):
+    w = start()
+    optimizer = timm_rmsprop([w], foreach=foreach, **theirs)
+    rows = []
+    for g in gradients():
+        w.grad = g
+        optimizer.step()
+        rows.append(w.clone())
+    near(ours("timm", way, **settings), torch.stack(rows))
+
+
+def test_timm_has_the_defaults_of_the_preset(timm_rmsprop):
+    group = timm_rmsprop([start()]).param_groups[0]
+    ours = RMSprop.like("timm", [start()]).param_groups[0]
+    names = {"lr": "lr", "alpha": "rho", "eps": "eps", "momentum": "momentum", "centered": "centered"}
+    names |= {"lr_in_momentum": "lr_in_momentum", "weight_decay": "weight_decay"}
+    assert {ours_: group[theirs] for theirs, ours_ in names.items()} == {name: ours[name] for name in names.values()}
+    assert group["decoupled_decay"] == ours["decoupled_weight_decay"]
