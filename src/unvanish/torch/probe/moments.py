@@ -13,6 +13,7 @@ from unvanish.torch.probe.norms import dense
 from unvanish.types import Moments
 
 _SMALL = 1 << 16  # bytes: below this the call costs more than the arithmetic, so equal shapes are measured together
+_ROWS = 16  # of a buffer, made ready at a time
 _ALIKE = 0.99  # |mean over the batch| / rms above which a difference of squares would lose digits
 _EXACT = (torch.float32, torch.float64)  # dtypes measured as they are
 _TINY = 1e-14  # the square of a smaller float32 norm has lost digits
@@ -40,8 +41,16 @@ class _Group:
     def __init__(self, like: Tensor) -> None:
         self.length = Buffers.length(like)
         self.buffer = torch.empty((self.length, *like.shape), dtype=like.dtype, device=like.device)
-        self.rows = self.buffer.unbind(0)
+        self.rows: list[Tensor] = []
         self.keys: list[int] = []
+
+    def put(self, key: int, tensor: Tensor) -> None:
+        """Copy it into the next row; the rows are cut a few at a time, for most small nets never need them all."""
+        index = len(self.keys)
+        if index == len(self.rows):
+            self.rows += self.buffer[index : index + _ROWS].unbind(0)
+        self.rows[index].copy_(tensor)
+        self.keys.append(key)
 
 
 class MomentQueue:
@@ -67,10 +76,8 @@ class MomentQueue:
                 self._done[key] = measure(kept.unsqueeze(0), self.batch_size)[0]
                 return
             group = self._groups[kind] = _Group(kept)
-        keys = group.keys
-        group.rows[len(keys)].copy_(kept)
-        keys.append(key)
-        if len(keys) == group.length:
+        group.put(key, kept)
+        if len(group.keys) == group.length:
             self._flush(group)
 
     def add_stack(self, keys: list[int], stack: Tensor, scratch: Tensor | None) -> None:
