@@ -36,6 +36,49 @@ def test_numbers_out_of_range(name, values):
         assert "\n" not in str(error.value)
 
 
+RATES = pytest.mark.parametrize("rate", [math.nan, math.inf, -math.inf, -1e-9])
+REFUSED = r"RMSprop was given lr=tensor\(.*\)\. Expected a number in \[0, inf\)\. To mend it: .*"
+
+
+@RATES
+@pytest.mark.parametrize("shape", [(), (1,)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_learning_rates_in_a_tensor_are_numbers_too(way, rate, shape, dtype):
+    with pytest.raises(ValueError, match=REFUSED):
+        RMSprop([parameter()], lr=torch.full(shape, rate, dtype=dtype), **way)
+    optimizer = RMSprop([parameter()], **way)
+    with pytest.raises(ValueError, match=REFUSED):
+        optimizer.add_param_group({"params": [parameter()], "lr": torch.full(shape, rate, dtype=dtype)})
+    assert len(optimizer.param_groups) == 1
+
+
+@RATES
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_learning_rate_that_turns_bad_in_flight_changes_nothing(way, rate, clip):
+    w, lr = torch.ones(3), torch.tensor(0.1)
+    optimizer = RMSprop([w], lr=lr, clip=clip, **way)
+    w.grad = torch.ones(3)
+    optimizer.step()
+    before, average = w.clone(), optimizer.state[w]["square_avg"].clone()
+    lr.fill_(rate)
+    with pytest.raises(ValueError, match=REFUSED):
+        optimizer.step()
+    assert torch.equal(w, before)
+    assert torch.equal(optimizer.state[w]["square_avg"], average)
+    assert int(optimizer.state[w]["step"]) == 1
+
+
+def test_a_learning_rate_that_autograd_follows_is_checked_in_silence():
+    rate = torch.tensor(0.1, requires_grad=True)
+    RMSprop([parameter()], lr=rate * 2, differentiable=True)
+    with pytest.raises(ValueError, match="lr=tensor"):
+        RMSprop([parameter()], lr=rate * math.nan, differentiable=True)
+
+
+def test_a_learning_rate_without_numbers_is_not_looked_at():
+    RMSprop([parameter()], lr=torch.tensor(0.1, device="meta"))
+
+
 @pytest.mark.parametrize(
     "pair",
     [
@@ -64,6 +107,16 @@ def test_a_group_edited_out_of_range_is_refused_at_the_step():
     with pytest.raises(ValueError, match=r"rho=1.5"):
         optimizer.step()
     assert w.tolist() == [1.0, 1.0]
+
+
+def test_the_steps_of_other_groups_are_not_counted_when_one_is_refused():
+    first, second = parameter(), parameter()
+    optimizer = RMSprop([{"params": [first]}, {"params": [second]}])
+    first.grad, second.grad = torch.ones(2), torch.ones(2)
+    optimizer.param_groups[1]["rho"] = 1.5
+    with pytest.raises(ValueError, match=r"rho=1.5"):
+        optimizer.step()
+    assert not optimizer.state
 
 
 def test_a_refused_group_is_not_added():

@@ -147,7 +147,7 @@ class RMSprop(Optimizer):
         """As in every optimizer; the settings of the group are checked."""
         super().add_param_group(param_group)
         try:
-            Settings.of(self.param_groups[-1])
+            Settings.of(self.param_groups[-1], may_wait=True)
         except ValueError:
             del self.param_groups[-1]
             raise
@@ -202,7 +202,8 @@ class RMSprop(Optimizer):
             complete(group, self.defaults)
 
     def _step(self) -> None:
-        groups = [(s := Settings.of(group), self._gather(group, s)) for group in self.param_groups]
+        settings = [Settings.of(group) for group in self.param_groups]  # all, before any step is counted
+        groups = [(s, self._gather(group, s)) for group, s in zip(self.param_groups, settings, strict=True)]
         clipped = [gathered for s, gathered in groups if s.clip is not None]
         norm = global_norm(clipped) if clipped else 0.0
         skipped = 0

@@ -55,14 +55,18 @@ class Settings:
     differentiable: bool
 
     @classmethod
-    def of(cls, group: Mapping[str, Any]) -> Settings:
+    def of(cls, group: Mapping[str, Any], *, may_wait: bool = False) -> Settings:
         """Of a parameter group as it is now: groups may be edited between steps.
+
+        Args:
+            group: of the optimizer.
+            may_wait: whether the program may wait for a device to read the learning rate there.
 
         Raises:
             ValueError: a value is out of its range, or two exclude each other.
         """
         settings = cls(*(group[name] for name in _NAMES))
-        settings._check_ranges()
+        settings._check_ranges(may_wait=may_wait)
         settings._check_pairs()
         return settings
 
@@ -74,11 +78,10 @@ class Settings:
             return float(lr)
         return lr
 
-    def _check_ranges(self) -> None:
-        if isinstance(self.lr, Tensor):
-            if self.lr.numel() != 1:
-                raise _refusal("lr", self.lr, "one number", "give a float, or a tensor with one element")
-        else:
+    def _check_ranges(self, *, may_wait: bool) -> None:
+        if isinstance(self.lr, Tensor) and self.lr.numel() != 1:
+            raise _refusal("lr", self.lr, "one number", "give a float, or a tensor with one element")
+        if _readable(self.lr, may_wait=may_wait):
             _require("lr", self.lr, 0, math.inf, "learning rates are usually 1e-4 to 1e-2; maximize=True goes uphill")
         _require("rho", self.rho, 0, 1, "0.9 averages over 10 steps, 0.99 over 100")
         _require("momentum", self.momentum, 0, 1, "0 is none; 0.9 is usual")
@@ -113,18 +116,28 @@ def _require(name: str, value: object, low: float, high: float, hint: str, *, op
     raise _refusal(name, value, f"a number in {bracket}{low:g}, {high:g})", hint)
 
 
+def _readable(value: object, *, may_wait: bool) -> bool:
+    """Whether the number can be read: a tensor may have none, be traced, or be on a device that all would wait for."""
+    if not isinstance(value, Tensor):
+        return True
+    plain = isinstance(value, torch.nn.Parameter) or type(value) is Tensor
+    return plain and not value.is_meta and (value.is_cpu or may_wait) and not torch.compiler.is_compiling()
+
+
 def _number(value: object) -> float:
     """Also of a NumPy scalar or a tensor of one element; NaN, which fails every comparison, for what is no number."""
     if isinstance(value, str):
         return math.nan
     try:
-        return float(value)  # type: ignore[arg-type]
+        return float(value.detach() if isinstance(value, Tensor) else value)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):
         return math.nan
 
 
 def _refusal(name: str, value: object, expected: str, mend: str) -> ValueError:
-    shown = f"a tensor of {value.numel()} numbers" if isinstance(value, Tensor) else repr(value)
+    shown = repr(value)
+    if isinstance(value, Tensor) and value.numel() != 1:
+        shown = f"a tensor of {value.numel()} numbers"
     return ValueError(f"RMSprop was given {name}={shown}. Expected {expected}. To mend it: {mend}.")
 
 
