@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,6 +146,60 @@ def test_handwritten_function_is_evaluated_as_it_is() -> None:
     assert not curve.straight
 
 
+class Swish(nn.Module):
+    """With a learned factor, one for all units or one for each, as it is or by way of its logarithm."""
+
+    def __init__(self, *shape: int, log: bool = False) -> None:
+        super().__init__()
+        self.factor, self.log = nn.Parameter(torch.full(shape, 0.4 if log else 1.5)), log
+
+    def forward(self, u: Tensor) -> Tensor:
+        return u * torch.sigmoid((self.factor.exp() if self.log else self.factor) * u)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [Swish, lambda: Swish(1), lambda: Swish(32), lambda: Swish(32, log=True), lambda: nn.PReLU(32)],
+    ids=["scalar", "one", "per unit", "by its logarithm", "prelu"],
+)
+def test_activations_that_learn(act: Callable[[], nn.Module]) -> None:
+    net = chain(40, act).float()
+    done = initialize_(net, torch.randn(64, 32))
+    assert done.ok
+    assert done.depths == (40,)
+    assert {action.method for action in done.actions[:-1]} == {"mirrored"}
+
+
+def test_a_factor_per_unit_counts_with_its_mean() -> None:
+    net = nn.Sequential(nn.Linear(3, 2), Swish(2))
+    net[1].factor.data = torch.tensor([0.5, 3.0])
+    (curve,) = nonlinearities(trace(net, torch.randn(4, 3)), net)
+    u = np.linspace(-3, 3, 13)
+    np.testing.assert_allclose(curve.phi(u), (u / (1 + np.exp(-0.5 * u)) + u / (1 + np.exp(-3 * u))) / 2, rtol=1e-6)
+
+
+class Hidden(torch.autograd.Function):
+    """tanh with a backward pass of its own, which no trace sees."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor) -> Tensor:
+        h = torch.tanh(u)
+        ctx.save_for_backward(h)
+        return h
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (h,) = ctx.saved_tensors
+        return gradient * (1 - h * h)
+
+
+def test_a_users_own_backward_is_looked_through() -> None:
+    done = initialize_(Functional(60, Hidden.apply), torch.randn(64, 32))
+    assert done.depths == (60,)
+    assert done.after.backward == pytest.approx(1.3, abs=0.3)  # to the head, which makes up for the scale of tanh
+    assert str(done).splitlines()[-1] == "ok"
+
+
 @given(widths=st.lists(st.integers(6, 48), min_size=1, max_size=4), seed=st.integers(0, 50))
 @settings(max_examples=8, deadline=None)
 def test_any_widths(widths: list[int], seed: int) -> None:
@@ -273,6 +328,7 @@ def test_one_sample() -> None:
     net, x = Functional(10, torch.tanh), torch.rand(1, 32)
     done = initialize_(net, x)
     assert done.after.forward is None  # no batch to spread over
+    assert str(done).endswith("ok, except that the signal forward and the samples' separation could not be observed")
     assert torch.isfinite(net(x)).all()
 
 
@@ -286,6 +342,48 @@ def test_constant_inputs_are_not_called_good() -> None:
 def test_learning_rate() -> None:
     assert learning_rate(chain(100, nn.Tanh, 50).float()) == pytest.approx(1 / (50 * 100))
     assert learning_rate(convolutions(40, nn.ReLU, (16,)), IMAGES, c=3) == pytest.approx(3 / (144 * 40))
+
+
+@pytest.mark.parametrize(
+    ("act", "depth", "c"),
+    [
+        (nn.Sigmoid, 100, 4.0),
+        (nn.Sigmoid, 3, 4.0),
+        (nn.Tanh, 3, 1.0),
+        (nn.ReLU, 3, 1.0),
+        (nn.GELU, 100, 1.0),
+        (lambda: nn.LeakyReLU(0.5), 100, 1 / 1.5),
+        (nn.Hardsigmoid, 30, 6.0),
+    ],
+)
+def test_learning_rate_makes_up_for_the_activations_slope(act: Callable[[], nn.Module], depth: int, c: float) -> None:
+    net = chain(depth, act, 20).float()
+    assert learning_rate(net) == pytest.approx(c / (20 * depth))
+    assert learning_rate(net, c=1.0) == pytest.approx(1 / (20 * depth))
+
+
+def test_the_same_map_learns_the_same_at_the_rate_for_its_slope() -> None:
+    """sigmoid(x) = 1/2 + tanh(x/2)/2: one network written in two ways, and one step of signs moves both alike."""
+    torch.manual_seed(0)
+    tanh, sigmoid = chain(30, nn.Tanh), chain(30, nn.Sigmoid)
+    x = torch.randn(64, 32, dtype=torch.float64)
+    moves = []
+    for net in (tanh, sigmoid):
+        operating_point_(net, x, generator=torch.Generator().manual_seed(0))
+        layer, output = net[30], net(x)
+        step = learning_rate(net, x) * centred_signs(net, layer, x)
+        with torch.no_grad():
+            layer.weight.sub_(step)
+        moves.append((output.detach(), net(x).detach() - output.detach()))
+    torch.testing.assert_close(moves[0][0], moves[1][0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(moves[0][1], moves[1][1], rtol=1e-3, atol=1e-9)
+
+
+def centred_signs(net: nn.Module, layer: nn.Linear, x: Tensor) -> Tensor:
+    """What RMSprop makes of a first gradient, without the part along the mean, which only sigmoid has."""
+    (gradient,) = torch.autograd.grad(net(x)[:, 0].square().mean(), layer.weight)
+    signs = (gradient - gradient.mean(1, keepdim=True)).sign()
+    return signs - signs.mean(1, keepdim=True)
 
 
 def test_learning_rate_of_sequences_counts_their_steps() -> None:

@@ -34,6 +34,7 @@ class Nonlinearity:
     alone: bool
     _ops: tuple[Op, ...] = field(repr=False)
     _slope: float | None = field(repr=False, default=None)
+    _learned: tuple[Tensor, ...] = field(repr=False, default=())
 
     @cached_property
     def phi(self) -> Elementwise:
@@ -57,6 +58,11 @@ class Nonlinearity:
         y = self.phi(x)
         return bool(np.allclose(y, y[50] + (y[100] - y[50]) / 5 * x, rtol=1e-6, atol=1e-9))
 
+    def steepest(self, alpha: float, beta: float) -> float:
+        """Largest slope, up or down, within two standard deviations of where it is used."""
+        u = beta + alpha * np.linspace(-2, 2, 4001)
+        return float(np.abs(np.diff(self.phi(u)) / np.diff(u)).max())
+
     @property
     def members(self) -> frozenset[int]:
         """The ops it is made of."""
@@ -65,20 +71,24 @@ class Nonlinearity:
     @property
     def key(self) -> tuple[object, ...]:
         """Equal for nonlinearities that are the same function."""
-        return tuple((op.name, repr(sorted(op.arguments.items(), key=str)), op.parameters) for op in self._ops)
+        learned = tuple(tuple(p.detach().flatten().tolist()) for p in self._learned)
+        return (*((op.name, repr(sorted(op.arguments.items(), key=str))) for op in self._ops), self._slope, learned)
 
     def _value(self, u: Tensor) -> Tensor:
-        values = {self.source: u}
+        """Of parameters per unit, the mean over the units."""
+        shape = _common_shape(self._learned)
+        values = {self.source: _spread_out(u, shape)}
         for op in self._ops:
             values[op.index] = _evaluate(op, [values[i] for i in op.inputs], self._slope)
-        return values[self.exit].detach()
+        return values[self.exit].detach().double().reshape(len(u), -1).mean(dim=1)
 
 
 def nonlinearities(wiring: Wiring, model: nn.Module) -> list[Nonlinearity]:
     """All maximal elementwise functions of one op's output, in execution order of their exits."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     slopes = {op.index: _slope_of(op, parameters) for op in wiring.ops}
-    pointwise = [_is_pointwise(op, slopes[op.index]) for op in wiring.ops]
+    learned = {op.index: _learned(op, parameters) for op in wiring.ops}
+    pointwise = [_is_pointwise(op, slopes[op.index], learned[op.index]) for op in wiring.ops]
     found: list[Nonlinearity] = []
     taken: set[int] = set()
     for source in (op.index for op in wiring.ops):
@@ -90,7 +100,8 @@ def nonlinearities(wiring: Wiring, model: nn.Module) -> list[Nonlinearity]:
         for last in exits:
             ops = tuple(wiring.ops[i] for i in sorted(_needed(wiring, last, source)))
             slope = next((slopes[op.index] for op in ops if slopes[op.index] is not None), None)
-            found.append(Nonlinearity(source, last, "*".join(op.name for op in ops), len(exits) == 1, ops, slope))
+            own = tuple(p for op in ops for p in learned[op.index])
+            found.append(Nonlinearity(source, last, "*".join(op.name for op in ops), len(exits) == 1, ops, slope, own))
     return sorted(found, key=lambda n: n.exit)
 
 
@@ -127,6 +138,21 @@ def _slope_of(op: Op, parameters: dict[str, nn.Parameter]) -> float | None:
     return None
 
 
+def _learned(op: Op, parameters: dict[str, nn.Parameter]) -> tuple[Tensor, ...]:
+    """The parameters that an op reads, or what it reads is computed from, unless :func:`_slope_of` stands for them."""
+    names = [name for _, name in op.parameters] + [name for _, below in op.computed for name in below]
+    return tuple(parameters[name] for name in names) if op.name not in ("prelu", "rrelu") else ()
+
+
+def _common_shape(learned: tuple[Tensor, ...]) -> tuple[int, ...]:
+    return tuple(torch.broadcast_shapes(*(p.shape for p in learned)))
+
+
+def _spread_out(u: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Each number once for every unit."""
+    return u.reshape(-1, *(1,) * len(shape)).expand(-1, *shape)
+
+
 def _evaluate(op: Op, values: list[Tensor], slope: float | None) -> Tensor:
     if op.name in ("prelu", "rrelu") and slope is not None:
         return nn.functional.leaky_relu(values[0], slope)
@@ -137,16 +163,18 @@ def _evaluate(op: Op, values: list[Tensor], slope: float | None) -> Tensor:
     return result
 
 
-def _is_pointwise(op: Op, slope: float | None) -> bool:
+def _is_pointwise(op: Op, slope: float | None, learned: tuple[Tensor, ...]) -> bool:
     """Whether each element of the output depends on the same element of the input only: tried, not looked up."""
     if slope is not None:
         return True
-    if op.parameters or op.computed or not op.inputs or op.kind not in ("activation", "scale", "merge", "other"):
+    if not op.inputs or op.kind not in ("activation", "scale", "merge", "other"):
         return False
     if len(op.inputs) > 1:
-        return not op.arguments and len(op.inputs) == (2 if op.name in _BINARY else 3 if op.name == "where" else 0)
+        plain = not op.arguments and not learned
+        return plain and len(op.inputs) == (2 if op.name in _BINARY else 3 if op.name == "where" else 0)
     try:
-        value, turned = op.apply(_PROBE), op.apply(_PROBE.flip(0))
+        probe = _spread_out(_PROBE, _common_shape(learned)).to(learned[0].device if learned else "cpu")
+        value, turned = op.apply(probe), op.apply(probe.flip(0))
     except Exception:  # whatever a user's function says to a tensor of another shape: it is not elementwise
         return False
-    return value.shape == _PROBE.shape and torch.equal(value.flip(0), turned)
+    return value.shape == probe.shape and torch.equal(value.flip(0), turned)

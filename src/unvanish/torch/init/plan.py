@@ -33,6 +33,7 @@ class Code:
     mean: float = 0.0
     gamma: float = 1.0
     slope: float | None = None  # of the mirrored pair
+    steepest: float = 1.0  # slope that the activation, or the pair, multiplies a change of its input by at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +61,18 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Steps by op index, the length of every chain of activations, and the ops that end residual branches."""
+    """What to do.
+
+    Attributes:
+        steps: by op index.
+        depths: activations in every chain, longest first.
+        slopes: steepest slope of every activation that a layer in a chain is set for.
+        ends: ops that end residual branches.
+    """
 
     steps: dict[int, Step]
     depths: tuple[int, ...]
+    slopes: tuple[float, ...]
     ends: frozenset[int]
 
 
@@ -84,7 +93,8 @@ def make_plan(wiring: Wiring, model: nn.Module, kept: set[int], method: Method) 
             small=1 / max(1, reading.roles.branches),
         )
     depths = tuple(sorted((n for n in reading.lengths.values() if n), reverse=True))
-    return Plan(_at_first_use(steps), depths, reading.roles.ends)
+    slopes = tuple(code.steepest for code in coded.values())
+    return Plan(_at_first_use(steps), depths, slopes, reading.roles.ends)
 
 
 def _at_first_use(steps: dict[int, Step]) -> dict[int, Step]:
@@ -112,7 +122,7 @@ def _codes(reading: Reading, method: Method) -> tuple[dict[int, Code], dict[int,
             continue
         deep = reading.lengths[signal.chain] >= _MIRRORED_FROM or method == "mirrored"
         if method != "operating point" and deep and _mirrors(curve, signal, reading):
-            code: Code | None = Code(slope=curve.mirror)
+            code: Code | None = _pair(curve)
         else:
             layer = signal.layer
             given = (reading.lengths[signal.chain], layer.bias is None, _knows_mean(layer, reading, codes))
@@ -125,6 +135,11 @@ def _codes(reading: Reading, method: Method) -> tuple[dict[int, Code], dict[int,
     return codes, coded
 
 
+def _pair(curve: Nonlinearity) -> Code:
+    assert curve.mirror is not None, "only what can be paired is"
+    return Code(slope=curve.mirror, steepest=abs(curve.mirror))
+
+
 def _code(curve: Nonlinearity, depth: int, biasless: bool, knows_mean: bool) -> Code | None:
     """An operating point that the layer in front can reach; None where the activation has none, such as a step.
 
@@ -133,9 +148,10 @@ def _code(curve: Nonlinearity, depth: int, biasless: bool, knows_mean: bool) -> 
     """
     for beta in (0.0, None) if biasless and knows_mean else (0.0,) if biasless else (None,):
         try:
-            return Code(*operating_point(curve.phi, depth, beta=beta))
+            point = operating_point(curve.phi, depth, beta=beta)
         except ValueError:
             continue
+        return Code(*point, steepest=curve.steepest(point.alpha, point.beta))
     point = standardized(curve.phi, 1.0, 0.0)
     return Code(*point) if point.gamma < math.inf else None
 

@@ -15,19 +15,24 @@ from unvanish.torch.init.weights import watched
 from unvanish.torch.wiring import Op, trace
 
 
-def learning_rate(model: nn.Module, batch: Any = None, *, c: float = 1.0) -> float:
+def learning_rate(model: nn.Module, batch: Any = None, *, c: float | None = None) -> float:
     r"""Learning rate for RMSprop (and Adam) on a plain deep network.
 
-    .. math:: \eta = \frac{c}{\text{fan}_{in} \cdot L}
+    .. math:: \eta = \frac{c}{\text{fan}_{in} \cdot L},\quad c = \frac{1}{\max |\phi'|} \text{ unless given}
 
     A step of RMSprop moves each weight by about eta, hence a layer's output by up to eta fan_in, and L layers add
-    that up. Use it with the initialisations of this package; with others the depth is lost anyway.
+    that up. What counts is that movement relative to the layer's map, whose weights make up for the slope of the
+    activation: those of a sigmoid, of slope 1/4, are four times those of tanh, and so is the step. In the terms of
+    :func:`operating_point_`, a change dW of W = alpha gamma Q changes the code x behind the activation by
+    dW x / (alpha gamma), and 1 / (alpha gamma) is the activation's slope. Use it with the initialisations of this
+    package; with others the depth is lost anyway.
 
     Args:
         model: any network; the median fan_in of its layers counts, and its longest chain of activations that no skip
             connection goes around, or its longest sequence.
         batch: one batch of inputs, to find the depth; noise of the right shape where not given.
-        c: try 0.3, 1 and 3.
+        c: in place of one over the steepest slope that the activations have where they are used (their median; of a
+            mirrored pair together): 1 for tanh and ReLU, 4 for sigmoid. Try 0.3, 1 and 3 times that.
 
     Returns:
         The learning rate.
@@ -36,9 +41,10 @@ def learning_rate(model: nn.Module, batch: Any = None, *, c: float = 1.0) -> flo
         ValueError: no layer, or the batch cannot be guessed.
 
     Example:
-        >>> layers = [m for _ in range(100) for m in (nn.Linear(64, 64), nn.ReLU())]
-        >>> learning_rate(nn.Sequential(*layers, nn.Linear(64, 10)))
-        0.00015625
+        >>> def deep(activation):
+        ...     return nn.Sequential(*[m for _ in range(100) for m in (nn.Linear(64, 64), activation)])
+        >>> learning_rate(deep(nn.ReLU())), round(learning_rate(deep(nn.Sigmoid())), 6)
+        (0.00015625, 0.000625)
 
     Source: measured on plain networks of 10 to 10,000 layers (`benchmarks/init_depth.py`); the same scaling in width
     as Yang et al. 2022 (arXiv:2203.03466), table 3.
@@ -47,7 +53,8 @@ def learning_rate(model: nn.Module, batch: Any = None, *, c: float = 1.0) -> flo
     inputs = guessed_inputs(model) if batch is None else batch
     wiring = trace(model, inputs)
     fans = [layer.layout.fans[0] for layer in layers_of(wiring, model, set()).values()]
-    depths = [1, *make_plan(wiring, model, set(), "auto").depths]
+    plan = make_plan(wiring, model, set(), "auto")
+    depths = [1, *plan.depths]
 
     def measure(op: Op, args: Any, kwargs: Any, result: Any) -> None:
         layer = model.get_submodule(op.module)
@@ -61,4 +68,6 @@ def learning_rate(model: nn.Module, batch: Any = None, *, c: float = 1.0) -> flo
             f"learning_rate: no layer found in {type(model).__name__}. Expected linear, convolution or recurrent "
             "layers that the batch goes through. Pass a batch that reaches them."
         )
+    if c is None:
+        c = 1 / statistics.median(plan.slopes) if plan.slopes else 1.0
     return c / (statistics.median(fans) * max(depths))

@@ -114,5 +114,12 @@ class Initialization:
         return "\n".join(lines)
 
     def _verdict(self) -> str:
-        seen = (self.after.forward, self.after.backward, self.after.separation)
-        return "ok" if any(sign is not None for sign in seen) else "not verified: no vital sign could be observed here"
+        seen = {
+            "the signal forward": self.after.forward,
+            "the gradient backward": self.after.backward,
+            "the samples' separation": self.after.separation,
+        }
+        missing = [name for name, sign in seen.items() if sign is None]
+        if len(missing) == len(seen):
+            return "not verified: no vital sign could be observed here"
+        return f"ok, except that {' and '.join(missing)} could not be observed" if missing else "ok"

@@ -38,7 +38,10 @@ class _Seen(Exception):  # noqa: N818
 
 @dataclass(slots=True)
 class _Pair:
-    """First and last activation on one path, as they go by."""
+    """First and last activation on one path, as they go by.
+
+    What a custom ``autograd.Function`` or a scripted one does inside has no gradient; the op behind is next best.
+    """
 
     first: int
     last: int
@@ -46,12 +49,16 @@ class _Pair:
     vitals: Vitals = Vitals()  # noqa: RUF009
 
     def __call__(self, op: Op, args: Any, kwargs: Any, result: Any) -> Tensor | None:
-        if op.index == self.first:
-            self.start = result.detach().clone().requires_grad_()
-            return self.start.clone()
-        if op.index == self.last and self.start is not None:
-            self.vitals = _between(self.start, result)
-            raise _Seen
+        visible = torch.is_grad_enabled() and isinstance(result, Tensor)
+        if self.start is None and (op.index == self.first or self.first in op.inputs):
+            self.first = op.index
+            self.start = result.detach().clone().requires_grad_() if visible else None
+            return self.start.clone() if self.start is not None else None
+        if self.start is not None and (op.index == self.last or self.last in op.inputs):
+            self.last = op.index
+            if visible:
+                self.vitals = _between(self.start, result)
+                raise _Seen
         return None
 
 
