@@ -54,16 +54,21 @@ def loop(cell: Cell, x: Tensor, state: State) -> tuple[Tensor, State]:
     return torch.stack(outputs), state
 
 
+def jacobian_norm(cell: Cell, x: Tensor, start: State, since: int) -> float:
+    """Of the last output, by the state after ``since`` steps: dense, sample by sample."""
+    _, state = loop(cell, x[:since], start)
+    square = 0.0
+    for sample in range(x.shape[1]):
+        own = x[since:, sample]
+        jacobians = torch.func.jacrev(lambda s, own=own: loop(cell, own, s)[0][-1])(tuple(s[sample] for s in state))
+        square += sum(float(j.square().sum()) for j in jacobians)
+    return math.sqrt(square)
+
+
 def slow_signs(cell: Cell, x: Tensor, start: State) -> tuple[float, float, float]:
     """Forward, backward and separation of one layer and direction; ``x`` has shape (steps, samples, features)."""
-    _, state = loop(cell, x[:1], start)
-    squares = []
-    for sample in range(x.shape[1]):
-        own = x[1:, sample]
-        jacobians = torch.func.jacrev(lambda s, own=own: loop(cell, own, s)[0][-1])(tuple(s[sample] for s in state))
-        squares.append(sum(float(j.square().sum()) for j in jacobians))
     last = loop(cell, x, start)[0][-1]
-    backward = 0.5 * math.log(sum(squares) / len(squares) / last.shape[1])
+    backward = math.log(jacobian_norm(cell, x, start, 1) / jacobian_norm(cell, x, start, len(x) - 1))
     spread = x - x.mean((0, 1))
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x) * spread.square().mean().sqrt()
     at_first = x.clone()
@@ -174,6 +179,11 @@ def test_first_states_are_the_models_own() -> None:
     net = nn.RNN(FEATURES, WIDTH).double()
     x, h = (torch.randn(n, SAMPLES, m, dtype=torch.float64) for n, m in ((STEPS, FEATURES), (1, WIDTH)))
     check(list(signs_over_time(net, (x, h))), [slow_signs(cell_of(net, "l0"), x, (h[0],))])
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_guessed_sequences_have_time_where_the_layer_reads_it(batch_first: bool) -> None:
+    assert initialize_(nn.GRU(3, 4, batch_first=batch_first)).after.over == "over 12 steps of gru"
 
 
 def test_one_step_is_no_time() -> None:

@@ -43,7 +43,10 @@ def _shapes(model: nn.Module) -> list[tuple[tuple[int, ...], int | None]]:
         if isinstance(module, nn.Embedding):
             return [((_SAMPLES, _STEPS), module.num_embeddings), ((_SAMPLES,), module.num_embeddings)]
         if isinstance(module, nn.RNNBase):
-            return [((_SAMPLES, _STEPS, module.input_size), None)]
+            sides = (_SAMPLES, _STEPS) if module.batch_first else (_STEPS, _SAMPLES)
+            return [((*sides, module.input_size), None)]
+        if isinstance(module, nn.RNNCellBase):
+            return [((_SAMPLES, module.input_size), None), ((_SAMPLES, _STEPS, module.input_size), None)]
         axes = _axes(module)
         if axes:
             channels: Any = module.in_channels

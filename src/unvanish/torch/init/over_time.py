@@ -21,7 +21,8 @@ _COTANGENTS = 64  # over all samples: ln of the gain is then known to a tenth
 def signs_over_time(model: nn.Module, inputs: Any) -> Iterator[Vitals]:
     r"""Vital signs of every recurrent layer and direction that makes two steps or more.
 
-    .. math:: \text{backward} = \ln \frac{\|\partial y_T / \partial s_1\|_F}{\sqrt{\text{units}}},\quad
+    .. math:: \text{backward} = \ln \frac{\|\partial y_T / \partial s_1\|_F}
+                                         {\|\partial y_T / \partial s_{T - 1}\|_F},\quad
               \text{forward} = \ln \frac{\|y_T(x_1 + \epsilon) - y_T(x)\|}
                                         {\|y_T(x + \epsilon) - y_T(x)\| / \sqrt T}
 
@@ -45,17 +46,19 @@ def _signs(one: Recurrence) -> Vitals:
 
 def _backward(one: Recurrence, state: tuple[Tensor, ...]) -> float:
     """By random orthonormal cotangents, of each sample its own: exact where there are as many as units."""
-    starts = [part.detach().requires_grad_() for part in state]
+    first = [part.detach().requires_grad_() for part in state]
     with torch.enable_grad():
-        end = one.run(one.x[1:], tuple(starts))[0][-1]
+        last = one.run(one.x[1:-1], tuple(first))[1] if len(one.x) > 2 else tuple(first)
+        end = one.run(one.x[-1:], last)[0][-1]
     samples, units = end.shape
     count = min(units, -(-_COTANGENTS // samples))
     generator = torch.Generator().manual_seed(0)
-    squares = 0.0
+    squares = [0.0, 0.0]
     for cotangent in semi_orthogonal(samples, count, units, like=end, generator=generator).unbind(1):
-        rows = torch.autograd.grad(end, starts, cotangent, retain_graph=True)
-        squares += sum(float(squared_lengths(row).mean()) for row in rows) / count
-    return log_ratio(math.sqrt(squares), 1.0)
+        rows = torch.autograd.grad(end, [*first, *last], cotangent, retain_graph=True)
+        for place, parts in enumerate((rows[: len(first)], rows[len(first) :])):
+            squares[place] += sum(float(squared_lengths(part).sum()) for part in parts)
+    return log_ratio(math.sqrt(squares[0]), math.sqrt(squares[1]))
 
 
 @torch.no_grad()

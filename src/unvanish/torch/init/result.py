@@ -20,7 +20,8 @@ class Vitals:
     Attributes:
         forward: ln of the last place's standard deviation over the batch, over the first one's; over time, ln of how
             much of the first input the last output remembers, in units of a fair share of all steps.
-        backward: ln of the root-mean-square singular value of the Jacobian between the two: what becomes of gradients.
+        backward: ln of the root-mean-square singular value of the Jacobian between the two: what becomes of gradients;
+            over time, as a ratio to that between the last two steps.
         separation: standard deviation over the batch divided by root-mean-square, at the last place.
         rank: stable rank of the Jacobian between the two, the number of directions that get through; not over time.
         over: where it was measured, such as "over 100 steps of lstm"; "" for the trunk.
