@@ -6,6 +6,7 @@ import warnings
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from unvanish.torch.normalize.layers import KINDS
 from unvanish.torch.normalize.places import Place
@@ -20,6 +21,11 @@ def check_model(model: nn.Module, kind: str) -> None:
             f"insert_normalization_: kind={kind!r} is unknown. Expected one of {', '.join(map(repr, KINDS))}. "
             "Choose 'layer' where batches are small or the model reads sequences, else 'batch'."
         )
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"insert_normalization_: the model is a {type(model).__name__}. Expected the nn.Module whose layers are to "
+            "get norms. Give model first, then the kind, then a batch."
+        )
     if isinstance(model, DistributedDataParallel) or isinstance(getattr(model, "_orig_mod", None), nn.Module):
         raise ValueError(
             f"insert_normalization_: the model is wrapped in {type(model).__name__}, which has read its parameters and "
@@ -27,9 +33,25 @@ def check_model(model: nn.Module, kind: str) -> None:
         )
 
 
-def check_samples(found: list[Place]) -> None:
+def check_optimizer(optimizer: object) -> None:
+    """One of torch's kind, or None."""
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        raise ValueError(
+            f"insert_normalization_: optimizer is a {type(optimizer).__name__}. Expected a torch.optim.Optimizer, "
+            "which gets the new parameters, or None. Make the optimizer first and pass it, or make it afterwards."
+        )
+
+
+def check_samples(found: list[Place], kind: str) -> None:
     """Enough samples for statistics over the batch."""
     samples = min(place.shape[0] for place in found)
+    if samples == 0:
+        raise ValueError(
+            "insert_normalization_: the batch has no samples. Expected a batch as in training. "
+            "Look at the data loader, or give a batch of random numbers of the same shape."
+        )
+    if kind != "batch":
+        return
     if samples == 1:
         raise ValueError(
             "insert_normalization_: kind='batch' with a batch of 1 sample. Expected several: statistics over one "

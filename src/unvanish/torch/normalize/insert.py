@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unvanish.torch.normalize.checks import check_model, check_samples, warn_depth
-from unvanish.torch.normalize.layers import Kind, norm_for
-from unvanish.torch.normalize.places import Place, places, unbroken_depth
+from unvanish.torch.normalize.checks import check_model, check_optimizer, check_samples, warn_depth
+from unvanish.torch.normalize.joining import groups_for, join, leave
+from unvanish.torch.normalize.layers import Kind, Layer, norm_for
+from unvanish.torch.normalize.places import places, unbroken_depth
 from unvanish.torch.normalize.report import Inserted, NormalizationReport
 from unvanish.torch.wiring import trace
 
@@ -50,8 +50,14 @@ def insert_normalization_(
     Copies, pickles, ``state_dict`` and ``torch.compile`` (of the model after this) keep it.  The layer's bias stays; in
     front of a norm that subtracts the mean it has no effect any more.
 
-    New parameters join the optimizer's group of their layer, so that its learning rate, its schedule and its weight
-    decay hold for them; a group of their own would be outside of schedulers that exist already.
+    New parameters join the optimizer's group of their layer (of its bias, where that has another than the weight), so
+    that its learning rate, its schedule and its weight decay hold for them; a group of their own would be outside of
+    schedulers that exist already.
+
+    To resume, insert the same kind into the new model *before* anything is loaded; the optimizer may be made before or
+    after that, in both cases its parameters have the order of ``model.parameters()``.  Where groups were put together
+    in another order, repeat the calls of the first run in their order: ``load_state_dict`` of an optimizer knows
+    parameters by number, and most do not notice when the state is another's.
 
     Normalisation does not cure plain depth: behind BatchNorm the gradient of a plain ReLU net grows by 1.21 per layer,
     whatever the weights, and LayerNorm lets samples become alike.  It belongs with residual connections.
@@ -67,7 +73,8 @@ def insert_normalization_(
         A report: what was inserted, what not and why; its ``remove()`` undoes it.
 
     Raises:
-        ValueError: unknown kind, a wrapped model, no layer that can get a norm, or BatchNorm for one sample.
+        ValueError: unknown kind, no model or a wrapped one, no optimizer, a batch without samples or BatchNorm for one,
+            no layer that can get a norm.  Nothing is changed then.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -83,6 +90,7 @@ def insert_normalization_(
     (pi - 1)) behind BatchNorm: Yang et al. 2019, A mean field theory of batch normalization.
     """
     check_model(model, kind)
+    check_optimizer(optimizer)
     wiring = trace(model, inputs)
     found, left = places(model, wiring, kind)
     if not found:
@@ -92,12 +100,19 @@ def insert_normalization_(
             "module, not a function) whose activation another layer reads. Write the layers as modules, or leave the "
             "model as it is."
         )
-    if kind == "batch":
-        check_samples(found)
+    check_samples(found, kind)
     depth = unbroken_depth(wiring, {index for place in found for index in place.ops})
     if depth >= _DEEP:
         warn_depth(kind, depth)
-    inserted = tuple(_insert(place, kind, optimizer) for place in found)
+    groups = groups_for(optimizer, found)
+    norms = [norm_for(kind, place.layer, len(place.shape)) for place in found]
+    # nothing is checked any more below, and nothing was changed above
+    for place, norm in zip(found, norms, strict=True):
+        place.layer.add_module("norm", norm)
+        place.layer.register_forward_hook(normalize_output)
+    if optimizer is not None:
+        join(optimizer, model, list(zip(norms, groups, strict=True)))
+    inserted = tuple(Inserted(p.name, _shown(n), g) for p, n, g in zip(found, norms, groups, strict=True))
     return NormalizationReport(kind, inserted, tuple(left), lambda: _remove([p.layer for p in found], optimizer))
 
 
@@ -109,44 +124,18 @@ def normalize_output(layer: nn.Module, _: Any, output: Tensor) -> Tensor:
     return normal
 
 
-def _insert(place: Place, kind: Kind, optimizer: torch.optim.Optimizer | None) -> Inserted:
-    norm = norm_for(kind, place.layer, len(place.shape))
-    place.layer.add_module("norm", norm)
-    place.layer.register_forward_hook(normalize_output)
-    shown = str(getattr(norm, "norm", norm))
-    if norm is not getattr(norm, "norm", norm):
-        shown = f"{type(norm).__name__}({shown})"
-    return Inserted(place.name, shown, _join(optimizer, place, list(norm.parameters())))
+def _shown(norm: nn.Module) -> str:
+    inner = getattr(norm, "norm", norm)
+    return str(norm) if inner is norm else f"{type(norm).__name__}({inner})"
 
 
-def _join(optimizer: torch.optim.Optimizer | None, place: Place, new: list[nn.Parameter]) -> int | None:
-    """The parameters into the optimizer's group of their layer's weight."""
-    if optimizer is None:
-        return None
-    weights = {id(parameter) for parameter in place.layer.parameters()} - {id(parameter) for parameter in new}
-    for index, group in enumerate(optimizer.param_groups):
-        if any(id(parameter) in weights for parameter in group["params"]):
-            group["params"].extend(new)
-            return index
-    warnings.warn(
-        f"insert_normalization_: the optimizer does not train {place.name}, so it does not train its norm either. "
-        "Add the norm's parameters to the optimizer yourself if it should.",
-        stacklevel=4,
-    )
-    return None
-
-
-def _remove(layers: list[Any], optimizer: torch.optim.Optimizer | None) -> None:
+def _remove(layers: list[Layer], optimizer: torch.optim.Optimizer | None) -> None:
     gone: set[int] = set()
     for layer in layers:
         hooks = [key for key, hook in layer._forward_hooks.items() if hook is normalize_output]
         for key in hooks:
             del layer._forward_hooks[key]
-            gone |= {id(parameter) for parameter in layer.norm.parameters()}
+            gone |= {id(parameter) for parameter in layer.get_submodule("norm").parameters()}
             del layer.norm
-    if optimizer is None:
-        return
-    for group in optimizer.param_groups:
-        for parameter in [p for p in group["params"] if id(p) in gone]:
-            optimizer.state.pop(parameter, None)
-        group["params"][:] = [p for p in group["params"] if id(p) not in gone]
+    if optimizer is not None:
+        leave(optimizer, gone)

@@ -53,6 +53,8 @@ def _reason(layer: Layer, ops: list[Op], wiring: Wiring, kind: Kind) -> str | No
         return "frozen"
     if isinstance(getattr(layer, "norm", None), nn.Module):
         return "has a norm of its own"
+    if hasattr(layer, "norm"):
+        return "has something else called `norm`"
     if any(len(op.shape) < axes for op in ops):
         return "its input has no axis of samples"
     if len({len(op.shape) for op in ops}) > 1:
