@@ -39,7 +39,7 @@ def train(net: nn.Module, optimizer: Optimizer, steps: int = 4) -> None:
 
 
 class SlowLoop:
-    """Copies all weights, steps, and takes out row means one row at a time."""
+    """Takes out the gradients' row means, copies all weights, steps, and takes out the updates', a row at a time."""
 
     def __init__(self, inner: Optimizer) -> None:
         self.inner = inner
@@ -49,6 +49,9 @@ class SlowLoop:
 
     def step(self) -> None:
         weights = [p for group in self.inner.param_groups for p in group["params"] if p.ndim >= 2]
+        for p in weights:
+            for row in range(len(p)):
+                p.grad[row] -= p.grad[row].mean()  # type: ignore[index]
         old = [p.detach().clone() for p in weights]
         self.inner.step()
         with torch.no_grad():
@@ -84,6 +87,37 @@ def test_rows_keep_their_mean_in_float32(shape: tuple[int, ...], rate: float, of
     optimizer.step()
     drift = (p.detach().double().flatten(1).mean(1) - before).abs().max()
     assert drift <= torch.finfo(torch.float32).eps * (abs(offset) + 5)
+
+
+def test_a_gradient_of_one_sign_does_not_hide_the_rest() -> None:
+    """The rest is a thousandth of the gradient, and still makes a whole step of RMSprop."""
+    p = nn.Parameter(torch.zeros(1, 2, dtype=torch.float64))
+    optimizer = CenteredUpdates(torch.optim.RMSprop([p], lr=0.1, alpha=0.0))
+    p.grad = torch.tensor([[1.001, 0.999]], dtype=torch.float64)
+    optimizer.step()
+    torch.testing.assert_close(p.detach(), torch.tensor([[-0.1, 0.1]], dtype=torch.float64), rtol=0, atol=1e-5)
+
+
+def test_sparse_gradients_are_left_to_the_optimizer() -> None:
+    p = nn.Parameter(torch.zeros(3, 2))
+    optimizer = CenteredUpdates(torch.optim.SGD([p], lr=1.0))
+    p.grad = torch.sparse_coo_tensor([[1]], [[1.0, 3.0]], (3, 2), check_invariants=True)
+    optimizer.step()
+    assert p.detach().tolist() == [[0, 0], [1, -1], [0, 0]]
+
+
+def test_closures_of_the_wrapped_optimizer_are_centered_too() -> None:
+    p = nn.Parameter(torch.zeros(1, 2, dtype=torch.float64))
+    inner = torch.optim.RMSprop([p], lr=0.1, alpha=0.0)
+    CenteredUpdates(inner)
+
+    def closure() -> float:
+        p.grad = torch.tensor([[1.001, 0.999]], dtype=torch.float64)
+        return 0.5
+
+    assert inner.step(closure) == 0.5
+    assert inner.step(closure=closure) == 0.5
+    torch.testing.assert_close(p.detach(), torch.tensor([[-0.2, 0.2]], dtype=torch.float64), rtol=0, atol=1e-5)
 
 
 def test_one_axis_is_left_alone() -> None:
