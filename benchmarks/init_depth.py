@@ -1,13 +1,13 @@
 """How deep a plain network may be: no skip connection, no norm, only its weights chosen well.
 
     python benchmarks/init_depth.py                      # 1,000-layer MLPs of five activations and the CNN, 3 seeds
-    python benchmarks/init_depth.py --depth 10000        # the record: 60 steps instead of 100
-    python benchmarks/init_depth.py --act relu --seeds 1 --init default
+    python benchmarks/init_depth.py --depth 10000 --seeds 0 1
+    python benchmarks/init_depth.py --act relu --seeds 0 --init default
     python benchmarks/init_depth.py --depth 100 --init all
 
 scikit-learn's digits, 1,437 to train and 360 to test, batch 64 (CNN 32).  The networks are ordinary ones of nn.Linear
 and nn.Conv2d, trained by torch.optim.RMSprop at the learning rate of ``learning_rate``.  Accuracy is on the test set
-after the last step; nothing is picked by it.
+after 60 and after 100 steps; nothing is picked by it.
 """
 
 from __future__ import annotations
@@ -75,8 +75,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Run:
-    accuracy: float
-    loss: float
+    accuracies: tuple[float, ...]
     init_seconds: float
     train_seconds: float
 
@@ -114,53 +113,53 @@ def train(args: argparse.Namespace, act: str, init: str, seed: int, conv: bool) 
     rate = learning_rate(model, data.x[:2], c=args.c)
     inner: Optimizer = torch.optim.RMSprop(model.parameters(), lr=rate)
     optimizer = CenteredUpdates(inner) if args.centered else inner
-    loss = torch.tensor(float("nan"))
-    start = time.process_time()
-    batches = data.batches(32 if conv else 64, seed)
-    for _ in range(args.steps):
+    batches, accuracies, seconds = data.batches(32 if conv else 64, seed), [], 0.0
+    for step in range(1, max(args.steps) + 1):
+        start = time.process_time()
         x, y = next(batches)
         loss = cross_entropy(model(x), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    seconds = time.process_time() - start
-    with torch.no_grad():
-        accuracy = (model(data.test_x).argmax(1) == data.test_y).double().mean().item()
-    return Run(accuracy, loss.item(), init_seconds, seconds)
+        seconds += time.process_time() - start
+        if step in args.steps:
+            with torch.no_grad():
+                accuracies.append((model(data.test_x).argmax(1) == data.test_y).double().mean().item())
+    return Run(tuple(accuracies), init_seconds, seconds)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--depth", type=int, default=1000)
     parser.add_argument("--act", nargs="+", choices=list(ACTIVATIONS), default=list(ACTIVATIONS))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, help="100, or 60 for the CNN and at depth 10,000")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, nargs="+", default=[60, 100], help="after which to measure accuracy")
     parser.add_argument("--init", choices=[*INITS, "all"], default="ours")
     parser.add_argument("--net", choices=["mlp", "cnn", "both"], default="both")
-    parser.add_argument("--c", type=float, default=1.0, help="factor on the learning rate 1 / (fan_in depth)")
+    parser.add_argument("--c", type=float, help="the rate is c / (fan_in depth); one over the activation's slope")
     parser.add_argument("--plain-updates", dest="centered", action="store_false", help="without CenteredUpdates")
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, 1 thread; CPU seconds")
-    print(
-        f"{'net':4} {'depth':>6} {'activation':10} {'init':16} {'test accuracy per seed':28} {'median':>6} init train"
-    )
-    steps = args.steps
+    print(f"test accuracy per seed after {' and '.join(map(str, args.steps))} steps, and its median")
     for conv in [False, True] if args.net == "both" and args.depth <= 1000 else [args.net == "cnn"]:
         for act in [a for a in args.act if not conv or a in ("tanh", "relu")]:
-            args.steps = steps or (60 if conv or args.depth > 1000 else 100)
             for init in list(INITS) if args.init == "all" else [args.init]:
                 if init == "mirrored" and act in ("tanh", "sigmoid"):
                     continue
-                runs = [train(args, act, init, seed, conv) for seed in range(args.seeds)]
-                median = statistics.median(r.accuracy for r in runs)
-                each = " ".join(f"{r.accuracy:.3f}" for r in runs)
-                print(
-                    f"{'CNN' if conv else 'MLP':4} {args.depth:6} {act:10} {init:16} {each:28} {median:6.3f} "
-                    f"{statistics.median(r.init_seconds for r in runs):4.0f} "
-                    f"{statistics.median(r.train_seconds for r in runs):5.0f}",
-                    flush=True,
-                )
+                runs = [train(args, act, init, seed, conv) for seed in args.seeds]
+                print(f"{'CNN' if conv else 'MLP':4} {args.depth:6} {act:8} {init:15} {row(runs)}", flush=True)
+
+
+def row(runs: list[Run]) -> str:
+    """Accuracies and medians, for each number of steps, then the seconds."""
+    parts = []
+    for accuracies in zip(*(run.accuracies for run in runs), strict=True):
+        each = " ".join(f"{accuracy:.3f}" for accuracy in accuracies)
+        parts.append(f"{each}: {statistics.median(accuracies):.3f}")
+    init = statistics.median(run.init_seconds for run in runs)
+    training = statistics.median(run.train_seconds for run in runs)
+    return f"{' | '.join(parts)} | init {init:.0f} train {training:.0f}"
 
 
 if __name__ == "__main__":

@@ -58,10 +58,13 @@ class Nonlinearity:
         y = self.phi(x)
         return bool(np.allclose(y, y[50] + (y[100] - y[50]) / 5 * x, rtol=1e-6, atol=1e-9))
 
-    def steepest(self, alpha: float, beta: float) -> float:
-        """Largest slope, up or down, within two standard deviations of where it is used."""
-        u = beta + alpha * np.linspace(-2, 2, 4001)
-        return float(np.abs(np.diff(self.phi(u)) / np.diff(u)).max())
+    def mean_slope(self, alpha: float, beta: float) -> float:
+        """Mean of the slope's absolute value over inputs with this standard deviation and mean."""
+        z = np.linspace(-8, 8, 4001)
+        middle = (z[1:] + z[:-1]) / 2
+        weight = np.exp(-0.5 * middle**2)
+        slopes = np.abs(np.diff(self.phi(alpha * z + beta))) / (alpha * np.diff(z))
+        return float(weight @ slopes / weight.sum())
 
     @property
     def members(self) -> frozenset[int]:

@@ -33,7 +33,7 @@ class Code:
     mean: float = 0.0
     gamma: float = 1.0
     slope: float | None = None  # of the mirrored pair
-    steepest: float = 1.0  # slope that the activation, or the pair, multiplies a change of its input by at most
+    mean_slope: float = 1.0  # of the activation, over the inputs it gets
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Plan:
     Attributes:
         steps: by op index.
         depths: activations in every chain, longest first.
-        slopes: steepest slope of every activation that a layer in a chain is set for.
+        slopes: mean slope of every activation that a layer in a chain is set for.
         ends: ops that end residual branches.
     """
 
@@ -93,7 +93,7 @@ def make_plan(wiring: Wiring, model: nn.Module, kept: set[int], method: Method) 
             small=1 / max(1, reading.roles.branches),
         )
     depths = tuple(sorted((n for n in reading.lengths.values() if n), reverse=True))
-    slopes = tuple(code.steepest for code in coded.values())
+    slopes = tuple(code.mean_slope for code in coded.values())
     return Plan(_at_first_use(steps), depths, slopes, reading.roles.ends)
 
 
@@ -137,7 +137,7 @@ def _codes(reading: Reading, method: Method) -> tuple[dict[int, Code], dict[int,
 
 def _pair(curve: Nonlinearity) -> Code:
     assert curve.mirror is not None, "only what can be paired is"
-    return Code(slope=curve.mirror, steepest=abs(curve.mirror))
+    return Code(slope=curve.mirror, mean_slope=abs(curve.mirror) / 2)
 
 
 def _code(curve: Nonlinearity, depth: int, biasless: bool, knows_mean: bool) -> Code | None:
@@ -151,7 +151,7 @@ def _code(curve: Nonlinearity, depth: int, biasless: bool, knows_mean: bool) -> 
             point = operating_point(curve.phi, depth, beta=beta)
         except ValueError:
             continue
-        return Code(*point, steepest=curve.steepest(point.alpha, point.beta))
+        return Code(*point, mean_slope=curve.mean_slope(point.alpha, point.beta))
     point = standardized(curve.phi, 1.0, 0.0)
     return Code(*point) if point.gamma < math.inf else None
 

@@ -18,21 +18,22 @@ from unvanish.torch.wiring import Op, trace
 def learning_rate(model: nn.Module, batch: Any = None, *, c: float | None = None) -> float:
     r"""Learning rate for RMSprop (and Adam) on a plain deep network.
 
-    .. math:: \eta = \frac{c}{\text{fan}_{in} \cdot L},\quad c = \frac{1}{\max |\phi'|} \text{ unless given}
+    .. math:: \eta = \frac{c}{\text{fan}_{in} \cdot L},\quad c = \frac{1}{2 E|\phi'|} \text{ unless given}
 
-    A step of RMSprop moves each weight by about eta, hence a layer's output by up to eta fan_in, and L layers add
-    that up. What counts is that movement relative to the layer's map, whose weights make up for the slope of the
-    activation: those of a sigmoid, of slope 1/4, are four times those of tanh, and so is the step. In the terms of
-    :func:`operating_point_`, a change dW of W = alpha gamma Q changes the code x behind the activation by
-    dW x / (alpha gamma), and 1 / (alpha gamma) is the activation's slope. Use it with the initialisations of this
-    package; with others the depth is lost anyway.
+    A step of RMSprop moves each weight by about eta, hence what goes into an activation by up to eta fan_in, what comes
+    out by E|phi'| times that, and L layers add that up: to half of the signal at this c. In the terms of
+    :func:`operating_point_`, a change dW of W = alpha gamma Q changes the code x of the layer's input and output by
+    dx = dW x / (alpha gamma), where 1 / (alpha gamma) is about the activation's slope. So sigmoid, whose weights are
+    four times those of tanh for the same map, gets four times the rate. Use it with the initialisations of this package
+    and :class:`unvanish.torch.centered.CenteredUpdates`; with others the depth is lost anyway.
 
     Args:
         model: any network; the median fan_in of its layers counts, and its longest chain of activations that no skip
             connection goes around, or its longest sequence.
         batch: one batch of inputs, to find the depth; noise of the right shape where not given.
-        c: in place of one over the steepest slope that the activations have where they are used (their median; of a
-            mirrored pair together): 1 for tanh and ReLU, 4 for sigmoid. Try 0.3, 1 and 3 times that.
+        c: in place of one over twice the mean slope that the activations have where they are used (their median):
+            about 1/2 for tanh, 2 for sigmoid, 1 for mirrored ReLU, GELU and SiLU, 1 where there is none. Try 0.3, 1
+            and 3 times that.
 
     Returns:
         The learning rate.
@@ -41,10 +42,9 @@ def learning_rate(model: nn.Module, batch: Any = None, *, c: float | None = None
         ValueError: no layer, or the batch cannot be guessed.
 
     Example:
-        >>> def deep(activation):
-        ...     return nn.Sequential(*[m for _ in range(100) for m in (nn.Linear(64, 64), activation)])
-        >>> learning_rate(deep(nn.ReLU())), round(learning_rate(deep(nn.Sigmoid())), 6)
-        (0.00015625, 0.000625)
+        >>> layers = [m for _ in range(100) for m in (nn.Linear(64, 64), nn.ReLU())]
+        >>> learning_rate(nn.Sequential(*layers, nn.Linear(64, 10)))
+        0.00015625
 
     Source: measured on plain networks of 10 to 10,000 layers (`benchmarks/init_depth.py`); the same scaling in width
     as Yang et al. 2022 (arXiv:2203.03466), table 3.
@@ -69,5 +69,5 @@ def learning_rate(model: nn.Module, batch: Any = None, *, c: float | None = None
             "layers that the batch goes through. Pass a batch that reaches them."
         )
     if c is None:
-        c = 1 / statistics.median(plan.slopes) if plan.slopes else 1.0
+        c = 0.5 / statistics.median(plan.slopes) if plan.slopes else 1.0
     return c / (statistics.median(fans) * max(depths))
