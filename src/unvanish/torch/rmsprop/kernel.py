@@ -1,18 +1,12 @@
-"""The step compiled by Numba: one pass over all tensors of a group in one call, without the interpreter's lock.
-
-Numba's own threads are not used: it would bring a second OpenMP library into PyTorch's process, which can make
-PyTorch's small operations a hundred times slower.  ``fused.py`` gives each Python thread a range of its own.
-"""
+"""The step compiled by Numba: one pass over all tensors of a group in one call, without the interpreter's lock."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
-from numba import types
-from numba.extending import intrinsic
+
+from unvanish.torch.loops.numba_tools import SUMS, array, compiled
 
 BLOCK = 1 << 12  # elements updated at once: all that is read and written of them fits the second-level cache
 P, G, V, M, B = range(5)  # rows of the table of addresses
@@ -20,40 +14,12 @@ RHO, KEEP, EPS_INSIDE, EPS_OUTSIDE, LR_IN, LR_OUT, DECAY, SHRINK = range(8)  # p
 MOMENTUM, OF_STEP, OF_BUFFER, SCALE, LIMIT, FLOOR, LARGEST, ZERO, ONE = range(8, 17)
 
 
-_SUMS = {"reassoc", "nsz", "contract"}  # a sum may be taken in any order; NaN and Inf keep their meaning
-
-
-def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Kept on disk for the next process, where there is a place to keep it."""
-
-    def compile_it(function: Callable[..., Any]) -> Any:
-        try:
-            return numba.njit(cache=True, error_model="numpy", **options)(function)
-        except RuntimeError:  # Numba found no folder it may write to
-            return numba.njit(error_model="numpy", **options)(function)
-
-    return compile_it
-
-
-def _as_pointer(_context: Any, address: Any, like: Any) -> Any:
-    """The address as a pointer to numbers of the type in ``like``."""
-    signature = types.CPointer(like.dtype)(address, like)
-
-    def generate(context: Any, builder: Any, made: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(made.return_type))
-
-    return signature, generate
-
-
-_pointer = intrinsic(_as_pointer)
-
-
-@_compiled()
+@compiled()
 def _gradient(g: Any, p: Any, scale: Any, decay: Any, limit: Any) -> Any:
     return min(max(g * scale + decay * p, -limit), limit)
 
 
-@_compiled(inline="never", fastmath=_SUMS)
+@compiled(inline="never", fastmath=SUMS)
 def _advance(p: Any, g: Any, v: Any, b: Any, variance: Any, n: Any, correction: Any) -> Any:
     """The formula of ``formula.py``, for gradients of any kind; returns how many are not finite.
 
@@ -85,7 +51,7 @@ def _advance(p: Any, g: Any, v: Any, b: Any, variance: Any, n: Any, correction: 
     return np.int64(bad)
 
 
-@_compiled(inline="never", fastmath={"contract"})
+@compiled(inline="never", fastmath={"contract"})
 def _average(p: Any, g: Any, average: Any, result: Any, square: Any, n: Any, correction: Any) -> None:
     """Running average of the gradient or of its square, kept where the gradient is not finite; corrected in result."""
     rho, keep, scale, decay, limit, largest = n[RHO], n[KEEP], n[SCALE], n[DECAY], n[LIMIT], n[LARGEST]
@@ -96,29 +62,24 @@ def _average(p: Any, g: Any, average: Any, result: Any, square: Any, n: Any, cor
         result[i] = new * correction
 
 
-@_compiled(inline="never", fastmath={"contract"})
+@compiled(inline="never", fastmath={"contract"})
 def _subtract_square(d: Any, mean: Any, n: Any) -> None:
     floor = n[FLOOR]
     for i in range(len(mean)):
         d[i] = max(d[i] - mean[i] * mean[i], floor * d[i])
 
 
-@_compiled()
-def _array(address: Any, size: Any, like: Any) -> Any:
-    return numba.carray(_pointer(address, like), size)
-
-
-@_compiled()
+@compiled()
 def _cut(array: Any, start: Any, stop: Any) -> Any:
     return None if array is None else array[start:stop]
 
 
-@_compiled()
+@compiled()
 def _room(like: Any) -> Any:
     return None if like is None else np.empty(BLOCK, like.dtype)
 
 
-@_compiled(nogil=True)
+@compiled(nogil=True)
 def step(  # noqa: PLR0913, PLR0917 - Numba takes no objects
     table: Any, offsets: Any, low: Any, high: Any, n: Any, corrections: Any, centered: Any, momentum: Any, bad: Any
 ) -> None:
@@ -130,9 +91,9 @@ def step(  # noqa: PLR0913, PLR0917 - Numba takes no objects
         if first >= last:
             continue
         size = offsets[k + 1] - offsets[k]
-        p, g, v = _array(table[P, k], size, n), _array(table[G, k], size, n), _array(table[V, k], size, n)
-        m = None if centered is None else _array(table[M, k], size, n)
-        b = None if momentum is None else _array(table[B, k], size, n)
+        p, g, v = array(table[P, k], size, n), array(table[G, k], size, n), array(table[V, k], size, n)
+        m = None if centered is None else array(table[M, k], size, n)
+        b = None if momentum is None else array(table[B, k], size, n)
         for i in range(first, last, BLOCK):
             j = min(i + BLOCK, last)
             d = None
@@ -142,21 +103,3 @@ def step(  # noqa: PLR0913, PLR0917 - Numba takes no objects
                 _subtract_square(variance, mean[: j - i], n)
                 d = variance
             bad[k] += _advance(p[i:j], g[i:j], v[i:j], _cut(b, i, j), d, n, corrections[k])
-
-
-@_compiled(fastmath=_SUMS)
-def _square_sum(g: Any) -> Any:
-    total = 0.0
-    for i in range(len(g)):
-        wide = np.float64(g[i])
-        total += wide * wide
-    return total
-
-
-@_compiled(nogil=True)
-def square_sums(addresses: Any, offsets: Any, low: Any, high: Any, like: Any, sums: Any) -> None:
-    """Add the squares of elements ``low`` to ``high`` of all tensors laid end to end to the sum of their tensor."""
-    for k in range(len(addresses)):
-        first, last = max(low - offsets[k], 0), min(high, offsets[k + 1]) - offsets[k]
-        if first < last:
-            sums[k] += _square_sum(_array(addresses[k], offsets[k + 1] - offsets[k], like)[first:last])

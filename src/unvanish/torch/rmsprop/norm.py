@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from unvanish.torch import loops
 from unvanish.torch.probe.norms import norms
-from unvanish.torch.rmsprop import fused
-from unvanish.torch.rmsprop.gather import Gathered
+from unvanish.torch.rmsprop.gather import Batch, Gathered
+from unvanish.torch.rmsprop.plan import G
 
 _SAFE_SQUARES = (1e-280, 1e300)  # of float64; float32 squares always are
 _PIECE = 1 << 14  # a float32 norm of more loses digits: torch's norm of 5e7 equal numbers is 3 % too small
@@ -23,8 +24,8 @@ def global_norm(groups: Iterable[Gathered]) -> float | Tensor:
     on_device: list[Tensor] = []
     here: dict[torch.dtype, list[Tensor]] = defaultdict(list)
     for group in groups:
-        for batch in group.batches.values():
-            parts += _compiled_norms(batch.g)
+        for batch in group.batches:
+            parts += _compiled_norms(batch)
         for g in group.gradients():
             if g.is_cpu:
                 here[g.dtype].append(g)
@@ -40,11 +41,11 @@ def global_norm(groups: Iterable[Gathered]) -> float | Tensor:
     return norm
 
 
-def _compiled_norms(gradients: Sequence[Tensor]) -> list[float]:
+def _compiled_norms(batch: Batch) -> list[float]:
     low, high = _SAFE_SQUARES
-    sums = fused.square_sums(gradients)
+    sums = loops.square_sums(batch.plan.table[G], batch.plan.ends, batch.plan.dtype)
     parts = [math.sqrt(x) for x in sums if low < x < high]
-    return parts + _norms([g for x, g in zip(sums, gradients, strict=True) if x and not low < x < high])
+    return parts + _norms([g for x, g in zip(sums, batch.gradients, strict=True) if x and not low < x < high])
 
 
 def _norms(gradients: list[Tensor]) -> list[float]:

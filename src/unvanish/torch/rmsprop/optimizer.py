@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from itertools import chain, zip_longest
+from operator import is_
 from typing import Any, Self, overload
 
 import torch
@@ -12,10 +13,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from unvanish.torch.rmsprop import eager, fused, sparse
-from unvanish.torch.rmsprop.gather import Gathered, gather
+from unvanish.torch.rmsprop.gather import Gathered, Known, gather
 from unvanish.torch.rmsprop.loading import check_shapes, complete, restore
 from unvanish.torch.rmsprop.norm import clip_factor, global_norm
 from unvanish.torch.rmsprop.settings import PRESETS, Settings
+from unvanish.torch.rmsprop.slots import State
 
 Parameters = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
@@ -115,7 +117,7 @@ class RMSprop(Optimizer):
         differentiable: bool = False,
     ) -> None:
         given = dict(locals())
-        self._told: set[str] = set()  # what was warned of
+        self._forget()
         super().__init__(params, {name: given[name] for name in Settings.__dataclass_fields__})
 
     @classmethod
@@ -197,13 +199,18 @@ class RMSprop(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._told = set()
+        self._forget()
         for group in self.param_groups:
             complete(group, self.defaults)
 
+    def _forget(self) -> None:
+        self._told: set[str] = set()  # what was warned of
+        self._known: list[Known] = []  # of each group at the last step
+        self._states: list[State] = []  # all there were then
+
     def _step(self) -> None:
         settings = [Settings.of(group) for group in self.param_groups]  # all, before any step is counted
-        groups = [(s, self._gather(group, s)) for group, s in zip(self.param_groups, settings, strict=True)]
+        groups = list(zip(settings, self._gather(settings), strict=True))
         clipped = [gathered for s, gathered in groups if s.clip is not None]
         norm = global_norm(clipped) if clipped else 0.0
         skipped = 0
@@ -214,13 +221,21 @@ class RMSprop(Optimizer):
         if skipped:
             self._tell("skipped", self._skipped_message(), depth=5)
 
-    def _gather(self, group: dict[str, Any], s: Settings) -> Gathered:
-        return gather(group["params"], self.state, s, compiled=_wants_numba(s))
+    def _gather(self, settings: list[Settings]) -> list[Gathered]:
+        states = list(self.state.values())
+        if len(states) != len(self._states) or not all(map(is_, states, self._states)):
+            self._known = []
+        gathered = [
+            gather(group["params"], self.state, s, compiled=_wants_numba(s), known=known)
+            for group, s, known in zip_longest(self.param_groups, settings, self._known[: len(settings)])
+        ]
+        self._known, self._states = [one.known for one in gathered], list(self.state.values())
+        return gathered
 
     def _step_group(self, gathered: Gathered, s: Settings, scale: float | Tensor) -> int:
         """Update these; returns how many entries were skipped, as far as that is known without waiting."""
         lr = s.learning_rate
-        skipped = sum(fused.step(batch, s, float(lr), float(scale)) for batch in gathered.batches.values())
+        skipped = sum(fused.step(batch, s, float(lr), float(scale)) for batch in gathered.batches)
         skipped += sum(sparse.step(slot, s, lr, scale) for slot in gathered.rows)
         return skipped + eager.step(gathered.slots, s, lr, scale)
 

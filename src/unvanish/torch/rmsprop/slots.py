@@ -68,7 +68,7 @@ def in_order(slot: Slot, s: Settings) -> Slot:
     """Dense gradients, complex numbers as pairs of real ones (as in torch.optim), all in the parameter's order."""
     if not s.differentiable and _usual(slot):
         return slot._replace(flat=True)
-    g = slot.g if slot.g.layout is torch.strided else slot.g.to_dense()
+    g = slot.g.resolve_neg() if slot.g.layout is torch.strided else slot.g.to_dense()
     slot = slot._replace(p=_pairs(slot.p), g=_pairs(g), v=_pairs(slot.v), m=_opened(slot.m), b=_opened(slot.b))
     state_in_order = all(_like(slot.p, tensor) for tensor in (slot.v, slot.m, slot.b) if tensor is not None)
     if s.differentiable or type(slot.g) is not Tensor or not solid(slot.p) or not state_in_order:
@@ -81,7 +81,8 @@ def in_order(slot: Slot, s: Settings) -> Slot:
 
 def _usual(slot: Slot) -> bool:
     contiguous = all(tensor is None or tensor.is_contiguous() for tensor in slot[1:6])
-    return contiguous and type(slot.g) is Tensor and slot.g.layout is torch.strided and not slot.g.is_complex()
+    plain = slot.g.layout is torch.strided and not (slot.g.is_complex() or slot.g.is_neg())
+    return contiguous and plain and type(slot.g) is Tensor
 
 
 def _pairs(tensor: Tensor) -> Tensor:
