@@ -1,4 +1,4 @@
-"""gradcheck and gradcheck_function: what a user calls."""
+"""gradcheck: what a user calls for a model."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from unvanish.torch.gradcheck.inspect import Report, inspect
-from unvanish.torch.gradcheck.pieces import differentiable
-from unvanish.torch.gradcheck.results import GradientCheck
+from unvanish.torch.gradcheck.results import GradientCheck, named_type
 from unvanish.torch.gradcheck.session import Session, eager
-from unvanish.torch.gradcheck.units import Unit
-from unvanish.torch.gradcheck.values import Keeper, fill, held_in
 from unvanish.torch.rehearsal.copies import grads_aside, preserved_randomness
 from unvanish.torch.rehearsal.objective import check_program
 
@@ -47,10 +43,12 @@ def gradcheck(
         objective: ``objective(model, batch) -> scalar tensor`` for anything else. It must use the model it is given.
 
     Returns:
-        The GradientCheck: ``.ok``, ``.failures``, ``.modules``, ``.skipped``, ``.loss``; print it.
+        The GradientCheck: ``.ok``, ``.failures``, ``.modules``, ``.skipped``, ``.loss``; print it.  Where no
+        derivative could be compared ``.ok`` is False, too: nothing was found only where something was looked at.
 
     Raises:
         ValueError: for what cannot be checked; says what was expected and how to mend it.
+        Exception: what the program itself raises on this batch.
 
     Example:
         >>> import torch
@@ -85,65 +83,10 @@ def gradcheck(
         return Session.of(model, loss_fn, objective, batch).check()
 
 
-def gradcheck_function(function: Callable[..., Any], *inputs: Any) -> GradientCheck:
-    r"""Is the derivative of one function right? For a custom ``torch.autograd.Function`` pass its ``apply``.
-
-    The same check as ``gradcheck``, of ``function(*inputs)`` by every floating-point tensor among its inputs.
-
-    .. math:: \langle J^T c, d \rangle = \langle c, D f(x)[d] \rangle
-
-    Args:
-        function: takes the inputs, returns a tensor or a structure of tensors. It must give the same for the same.
-        inputs: tensors of any shape, computed with in float64, and anything else the function takes.
-
-    Returns:
-        The GradientCheck; its only module is the function.
-
-    Raises:
-        ValueError: if the function is a module, or no input is a floating-point tensor.
-
-    Example:
-        >>> import torch
-        >>> gradcheck_function(torch.sigmoid, torch.linspace(-3, 3, 7)).ok
-        True
-
-    Source: as for ``gradcheck``.
-    """
-    if isinstance(function, nn.Module) or not callable(function) or isinstance(function, type):
-        raise ValueError(
-            f"gradcheck_function was given a {type(function).__name__}. It expects a function of tensors. "
-            "For a module call gradcheck(model, loss_fn, batch); of an autograd.Function pass its .apply."
-        )
-    with preserved_randomness(), torch.inference_mode(False), torch.enable_grad(), eager():
-        tracked = [
-            one.detach().clone().requires_grad_() if isinstance(one, Tensor) and one.is_floating_point() else one
-            for one in inputs
-        ]
-        template = Keeper().keep(tuple(tracked))
-        name = _name(function)
-        held = differentiable(held_in(template, "input"), "input")
-        if not held:
-            raise ValueError(
-                f"No input of {name} is a floating-point tensor. A derivative is taken by such tensors. "
-                "Pass at least one, for example torch.randn(3, 4)."
-            )
-        unit = Unit(name, "function", 1, lambda supply: function(*fill(template, supply)), held, strict=True)
-        report = Report()
-        inspect(unit, report)
-    return report.result(None)
-
-
-def _name(function: Callable[..., Any]) -> str:
-    owner = getattr(function, "__self__", None)  # of a Function's apply: the Function
-    if isinstance(owner, type) and issubclass(owner, torch.autograd.Function):
-        return owner.__name__
-    return getattr(function, "__name__", type(function).__name__)
-
-
 def _check_arguments(model: Any, loss_fn: Any, batch: Any, objective: Any) -> None:
     if not isinstance(model, nn.Module):
         raise ValueError(
-            f"gradcheck was given a {type(model).__name__} as model. It expects a torch.nn.Module. "
+            f"gradcheck was given {named_type(model)} as model. It expects a torch.nn.Module. "
             "For a function, or an autograd.Function's .apply, call gradcheck_function(function, *inputs)."
         )
     if batch is None:

@@ -75,7 +75,7 @@ class Probe:
     @property
     def judgeable(self) -> bool:
         """Is there anything to differentiate?"""
-        return bool(self.leaves and self._tracked)
+        return bool(self._tracked and any(leaf.base.numel() for leaf in self.leaves))
 
     def shifts(self, chosen: Sequence[int]) -> list[Tensor | None]:
         """A random direction of the chosen leaves; each entry moves in proportion to its size."""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, replace
-
 import torch
-from torch import Tensor
 
 from unvanish.torch.gradcheck.directional import BackwardError, Probe
 from unvanish.torch.gradcheck.locate import worst_entry
-from unvanish.torch.gradcheck.results import Failure, GradientCheck, LossCheck, ModuleCheck, Skipped
-from unvanish.torch.gradcheck.stream import Draws, Stream
+from unvanish.torch.gradcheck.nan import blame, has_nan
+from unvanish.torch.gradcheck.report import Report
+from unvanish.torch.gradcheck.results import Failure, ModuleCheck
+from unvanish.torch.gradcheck.stream import Draws
 from unvanish.torch.gradcheck.units import ForwardError, Unit
 from unvanish.torch.gradcheck.verdict import Judgement, judge
 
@@ -19,59 +17,27 @@ _WRONG = "wrong derivative"
 _MOST_TENSORS = 8
 
 
-@dataclass(slots=True)
-class Report:
-    """What was found so far; several calls of one module become one line."""
-
-    modules: dict[tuple[str, str], ModuleCheck] = field(default_factory=dict)
-    failures: dict[tuple[str, str, str], Failure] = field(default_factory=dict)
-    skipped: list[Skipped] = field(default_factory=list)
-    cut: bool = False
-    seen: set[int] = field(default_factory=set)  # ids of the parameters that some piece used
-    stream: Stream = field(default_factory=Stream)  # of random numbers, for all pieces
-
-    def skip(self, unit: Unit, reason: str, trivial: bool = False) -> None:
-        """Not silently."""
-        self.skipped.append(Skipped(unit.module, unit.kind, reason, trivial))
-
-    def fail(self, failure: Failure) -> None:
-        """The first failure of each tensor."""
-        self.failures.setdefault((failure.module, failure.kind, failure.tensor), failure)
-
-    def check(self, check: ModuleCheck) -> None:
-        """The worst of several calls."""
-        key = check.module, check.kind
-        earlier = self.modules.setdefault(key, check)
-        if earlier is not check:
-            worst = max(earlier, check, key=lambda one: (not one.ok, one.relative_error))
-            self.modules[key] = replace(worst, kink_share=max(earlier.kink_share, check.kink_share))
-
-    def result(self, loss: LossCheck | None) -> GradientCheck:
-        """The finished report."""
-        skipped = tuple(dict.fromkeys(self.skipped))
-        return GradientCheck(tuple(self.modules.values()), tuple(self.failures.values()), skipped, loss)
-
-
 def inspect(unit: Unit, report: Report) -> bool:
     """Check one piece; False where its derivative is wrong."""
-    ill = any(_has_nan(held.data) for held in unit.inputs)
     try:
-        probe = Probe(unit.without_nan() if ill else unit, Draws(report.stream))
+        probe = Probe(unit, Draws(report.stream))
     except ForwardError as error:
         report.skip(unit, f"it does not run in float64: {said(error)}")
         return True
     report.seen.update(id(leaf.parameter) for leaf in probe.leaves if leaf.parameter is not None)
-    if not probe.judgeable and not ill:
-        reason = "nothing in it needs a gradient" if probe.outputs else "it only calls other modules"
-        report.skip(unit, reason, trivial=True)
-        return True
-    if any(map(_has_nan, probe.values)):
-        report.fail(Failure(unit.module, unit.kind, "output", "NaN comes out, and none went in"))
-        return False
-    if ill:
-        report.skip(unit, "its input is NaN already")
+    if any(map(has_nan, probe.values)):
+        return blame(unit, probe, report)
+    if not probe.judgeable:
+        report.skip(unit, _nothing(probe), trivial=True)
         return True
     return _judged(unit, probe, report)
+
+
+def _nothing(probe: Probe) -> str:
+    """Why a piece has no derivative."""
+    if not probe.outputs:
+        return "it computes no numbers of its own"
+    return "what it is differentiated by has no entries" if probe.leaves else "nothing in it needs a gradient"
 
 
 def _judged(unit: Unit, probe: Probe, report: Report) -> bool:
@@ -96,6 +62,10 @@ def tell(unit: Unit, probe: Probe, found: Judgement, report: Report) -> None:
         report.check(
             ModuleCheck(unit.module, unit.kind, best.error, best.allowed, best.kinks, unit.calls, not found.wrong)
         )
+    counting = {
+        k for k, leaf in enumerate(probe.leaves) if unit.alone or (leaf.parameter is not None and not leaf.excused)
+    }
+    report.checked |= found.whole.right is not None and bool(counting - {*found.cut, *found.untold})
     for k in found.wrong[:_MOST_TENSORS]:
         report.fail(_failure(unit, probe, k))
     if best.adrift:
@@ -141,10 +111,6 @@ def _restless(probe: Probe) -> bool:
         one.shape == other.shape and torch.allclose(one, other, rtol=1e-12, atol=0, equal_nan=True)
         for one, other in zip(again, probe.values, strict=True)
     )
-
-
-def _has_nan(values: Tensor) -> bool:
-    return math.isnan(float(values.sum())) and bool(values.isnan().any())
 
 
 def said(error: ForwardError | BackwardError) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,27 +16,35 @@ from unvanish.torch.gradcheck.values import Held, fill, held_in
 
 
 def module_unit(
-    call: ModuleCall, path: str, calls: int, names: Mapping[nn.Module, str], run: Callable[[], Any] | None = None
+    call: ModuleCall,
+    path: str,
+    calls: int,
+    names: Mapping[nn.Module, str],
+    program: tuple[Callable[[Supply], Any], Any] | None = None,
 ) -> Unit:
-    """A module call by itself. ``run`` computes the loss, for the call that stands for what is outside of the model."""
+    """A module call by itself. ``program`` computes the loss of a batch: for the call that stands for the outside."""
     called = dict.fromkeys(child.module for child in call.children if child.module is not None)
 
     def forward(supply: Supply) -> Any:
         passed: list[Any] = []
         with replaced_calls(called, _Answers(call.children, supply, passed)) if called else nullcontext():
             if call.module is None:
-                assert run is not None, "the outermost call is the program"
-                output = run()
+                assert program is not None, "the outermost call is the program"
+                output = program[0](supply)
             else:
                 output = real_call(call.module, fill(call.args, supply), fill(call.kwargs, supply))
         return output, passed
 
-    inputs = differentiable([*held_in(call.args, "input"), *held_in(call.kwargs, "input")], "input")
+    entering = [*held_in(call.args, "input"), *held_in(call.kwargs, "input")]
+    inputs = differentiable(entering, "input")
     for child in call.children:
         assert child.module is not None, "only the outermost call has none"
         name = f"output of {names[child.module] or 'the model'}"
-        for held, place in differentiable(held_in(child.output, name), name).items():
+        returned = list(held_in(child.output, name))
+        entering += returned
+        for held, place in differentiable(returned, name).items():
             inputs.setdefault(held, place)  # an input passed on keeps its name
+    entering += held_in(program[1]) if program is not None else ()
     inside = [] if call.module is None else [m for m in call.module.modules() if m not in called]
     return Unit(
         module=path,
@@ -44,18 +52,16 @@ def module_unit(
         calls=calls,
         forward=forward,
         inputs=inputs,
+        entering=tuple(entering),
         parameters=() if call.module is None else tuple(_trainable(call.module)),
         modules=tuple(inside),
         plain=call.module is not None and is_plain(call.module),
     )
 
 
-def differentiable(named: Iterable[tuple[str, Held]], alone: str) -> dict[Held, str]:
+def differentiable(named: Sequence[tuple[str, Held]], alone: str) -> dict[Held, str]:
     """Those that are differentiated by, with their names; a single tensor needs no place in the name."""
-    every = list(named)
-    if len(every) == 1:
-        every = [(alone, every[0][1])]
-    return {held: name for name, held in reversed(every) if held.differentiable}
+    return {held: alone if len(named) == 1 else name for name, held in reversed(named) if held.differentiable}
 
 
 class _Answers:
@@ -86,11 +92,13 @@ def _trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, bool]]:
 def function_unit(call: FunctionCall, path: str, calls: int) -> Unit:
     """A custom autograd Function by itself."""
     function: type[Function] = call.function
+    entering = tuple(held_in(call.args, "input"))
     return Unit(
         module=path,
         kind=function.__name__,
         calls=calls,
         forward=lambda supply: function.apply(*fill(call.args, supply)),
-        inputs=differentiable(held_in(call.args, "input"), "input"),
+        inputs=differentiable(entering, "input"),
+        entering=entering,
         strict=True,
     )

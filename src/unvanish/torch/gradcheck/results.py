@@ -94,23 +94,31 @@ class LossCheck:
         if self.relative_error is None:
             return "whole loss: could not be measured"
         verdict = "agrees" if self.ok else "differs"
-        weak = f"; blind for {len(self.blind)} parameters whose gradient is too small to count" if self.blind else ""
+        weak = (
+            f"; blind for {_count(len(self.blind), 'parameter')} whose gradient is too small to count"
+            if self.blind
+            else ""
+        )
         return f"whole loss: {verdict} (relative error {self.relative_error:.1e}, limit {self.tolerance:.0e}{weak})"
 
 
 @dataclass(frozen=True)
 class GradientCheck:
-    """The result of ``gradcheck``: print it, or read its parts."""
+    """The result of ``gradcheck``: print it, or read its parts.
+
+    ``checked``: some derivative by a parameter (of ``gradcheck_function``: by an input) could be compared at all.
+    """
 
     modules: tuple[ModuleCheck, ...]
     failures: tuple[Failure, ...]
     skipped: tuple[Skipped, ...]
     loss: LossCheck | None = None
+    checked: bool = True
 
     @property
     def ok(self) -> bool:
-        """No wrong derivative and no NaN was found."""
-        return not self.failures
+        """Something was checked, and no wrong derivative and no NaN was found."""
+        return self.checked and not self.failures
 
     def __bool__(self) -> bool:
         return self.ok
@@ -121,20 +129,31 @@ class GradientCheck:
         if self.failures:
             lines.append("  What to do: " + _advice(self.failures))
         lines += [f"  {self.loss}"] if self.loss is not None else []
-        told = [one for one in self.skipped if not one.trivial]
+        told = [one for one in self.skipped if not (one.trivial and self.checked)]
         lines += [f"  not checked: {one}" for one in told[:_MOST_LINES]] + _more(len(told), "skipped")
         return "\n".join(lines)
 
     def _headline(self) -> str:
-        checked = f"{len(self.modules)} modules checked, each by itself in float64"
+        checked = f"{_count(len(self.modules), 'module')} checked, each by itself in float64"
         if self.ok:
             worst = max((m.relative_error for m in self.modules), default=0.0)
             return f"unvanish gradcheck: no wrong derivative ({checked}; largest relative error {worst:.1e})"
-        places = {(failure.module, failure.kind) for failure in self.failures}
-        return f"unvanish gradcheck: WRONG in {len(places)} of {checked}"
+        if wrong := sum(not module.ok for module in self.modules):
+            return f"unvanish gradcheck: WRONG in {wrong} of {checked}"
+        return f"unvanish gradcheck: {'FAILED' if self.failures else 'NOTHING WAS COMPARED'} ({checked})"
 
 
 _MOST_LINES = 6
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def named_type(value: object) -> str:
+    """The type of what was given, with its article."""
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if name[:1].lower() in set('aeiou') else 'a'} {name}"
 
 
 def shown(module: str) -> str:
@@ -149,7 +168,7 @@ def _more(count: int, what: str) -> list[str]:
 def _advice(failures: tuple[Failure, ...]) -> str:
     first = failures[0]
     if first.analytic is None:
-        return f"mend {shown(first.module)} ({first.kind}) first: what follows it may only be a consequence."
+        return f"mend {first.where} first: what follows it may only be a consequence."
     return (
         f"mend the backward of {shown(first.module)} ({first.kind}), or what cuts or rescales its gradient "
         "(a hook, .data, a straight-through estimator; if that is meant, this is no fault)."

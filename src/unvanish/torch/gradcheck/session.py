@@ -13,11 +13,12 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from unvanish.torch.gradcheck.capture import ModuleCall, Recorder
-from unvanish.torch.gradcheck.inspect import Report, inspect
+from unvanish.torch.gradcheck.inspect import inspect
 from unvanish.torch.gradcheck.pieces import function_unit, module_unit
+from unvanish.torch.gradcheck.report import Given, Report
 from unvanish.torch.gradcheck.results import GradientCheck, Skipped
-from unvanish.torch.gradcheck.units import Unit
-from unvanish.torch.gradcheck.values import Held, Keeper, fill
+from unvanish.torch.gradcheck.units import Supply, Unit
+from unvanish.torch.gradcheck.values import fill, held_in
 from unvanish.torch.gradcheck.whole import whole_loss
 from unvanish.torch.probe.scopes import clean
 from unvanish.torch.rehearsal.copies import working_copy
@@ -45,9 +46,10 @@ class Session:
     def of(cls, model: nn.Module, loss_fn: Any, objective: Any, batch: Any) -> Session:
         """Copy the program, listen to one forward pass, turn the copy to float64."""
         work = working_copy(model, None, (loss_fn, objective))
-        goal, recorder, template = Objective(*work.loss), Recorder(), Keeper().keep(batch)
+        goal, recorder, own = Objective(*work.loss), Recorder(), fresh(batch)
+        template = recorder.keeper.keep(own)  # so that what enters a module as it is in the batch is known as such
         with recorder.recording(work.model):
-            loss = goal.run(work.model, fresh(batch))
+            loss = goal.run(work.model, own)
         if not loss.requires_grad:
             raise ValueError(
                 "The loss does not depend on any parameter of the model that requires a gradient. "
@@ -61,7 +63,7 @@ class Session:
 
     def check(self) -> GradientCheck:
         """All pieces, in the order of the forward pass, then the whole."""
-        report = Report()
+        report = Report({held: Given("", "batch", name) for name, held in held_in(self.batch, "batch")})
         wrong = self._functions(report)
         for calls in _grouped([(call.module, call) for call in self.recorder.modules]):
             for call in _spread(calls):
@@ -91,7 +93,7 @@ class Session:
         return Skipped(self._name(call), type(call.module).__name__, f"it calls {function}, which is wrong")
 
     def _loss_unit(self) -> Unit:
-        unit = module_unit(self.recorder.root, "loss", 1, self.names, self._run)
+        unit = module_unit(self.recorder.root, "loss", 1, self.names, (self._run, self.batch))
         loss_fn = self.goal.loss_fn if self.goal.loss_fn is not None else self.goal.objective
         parameters = [(name, p, True) for name, p in self.model.named_parameters() if p.requires_grad]
         if isinstance(loss_fn, nn.Module):
@@ -100,10 +102,10 @@ class Session:
         kind = getattr(loss_fn, "__name__", type(loss_fn).__name__)
         return replace(unit, kind=kind, parameters=tuple(parameters))
 
-    def _run(self) -> Any:
+    def _run(self, supply: Supply) -> Any:
         """The program on the copies, in float64."""
         try:
-            return self.goal.run(self.model, fill(self.batch, _clone))
+            return self.goal.run(self.model, fill(self.batch, supply))
         finally:
             self.goal.forget()
 
@@ -115,10 +117,6 @@ class Session:
             own = [key for key, p in weights if p.requires_grad and id(p) not in report.seen]
             if module not in called and own:
                 report.skipped.append(Skipped(name, type(module).__name__, f"not used by this batch: {', '.join(own)}"))
-
-
-def _clone(held: Held) -> torch.Tensor:
-    return held.data.clone()
 
 
 def _to_float64(model: nn.Module, goal: Objective) -> None:

@@ -50,19 +50,21 @@ class Unit:
     kind: str
     calls: int
     forward: Callable[[Supply], Any]
-    inputs: dict[Held, str]
+    inputs: dict[Held, str]  # what it is differentiated by
+    entering: tuple[tuple[str, Held], ...] = ()  # all that it is given, constants too
     parameters: tuple[tuple[str, nn.Parameter, bool], ...] = ()  # name, parameter, used only if in the graph
     modules: tuple[nn.Module, ...] = ()
     strict: bool = False  # every input must get a gradient: a Function that gives none is wrong
+    alone: bool = False  # nothing but it is checked, so its inputs count as parameters do
     plain: bool = False  # it casts nothing, draws nothing and has no convention of its own, see plain.py
 
-    def without_nan(self) -> Unit:
-        """The same with every NaN that enters replaced: does one come out still?"""
-        healed = {held: Held(held.data.nan_to_num(0.5), True) for held in self.inputs}
+    def without_nan(self, which: Sequence[Held]) -> Unit:
+        """The same with every NaN of these replaced: does one come out still?"""
+        healed = {held: Held(_without_nan(held.data), held.differentiable) for held in which}
         forward = self.forward
         return replace(
             self,
-            inputs={healed[held]: name for held, name in self.inputs.items()},
+            inputs={healed.get(held, held): name for held, name in self.inputs.items()},
             forward=lambda supply: forward(lambda held: supply(healed.get(held, held))),
         )
 
@@ -115,7 +117,11 @@ class Unit:
                 found = self.forward(copies)
             except Exception as error:  # the user's code, in a precision it may not be written for
                 raise ForwardError from error
-        return [y for y in floating(found) if not copies.passed_on(y) and not (y.is_leaf and y.requires_grad)]
+        return [
+            y
+            for y in floating(found)
+            if (self.alone or not copies.passed_on(y)) and not (y.is_leaf and y.requires_grad)
+        ]
 
     def conditions(self) -> AbstractContextManager[None]:
         """What the program runs in, forward and backward: float64 whatever it asks for, and equal random numbers."""
@@ -180,6 +186,10 @@ class _Copies:
     def passed_on(self, output: Tensor) -> bool:
         """Is it an entry as it came in? Nothing was computed then."""
         return self._versions.get(id(output)) == output._version
+
+
+def _without_nan(values: Tensor) -> Tensor:
+    return values.masked_fill(values.isnan(), 0.5) if values.is_floating_point() or values.is_complex() else values
 
 
 def _seed() -> None:

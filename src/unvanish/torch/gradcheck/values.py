@@ -54,8 +54,9 @@ class Keeper:
     def _tensor(self, tensor: Tensor, constant: bool) -> Held:
         version = -1 if tensor.is_inference() else tensor._version
         held = self._kept.get((id(tensor), version))
-        if held is None or version == -1 or constant == held.differentiable:
-            held = Held(_copied(tensor), not constant and _tracked(tensor))
+        differentiable = not constant and _tracked(tensor)
+        if held is None or version == -1 or differentiable != held.differentiable:
+            held = Held(_copied(tensor), differentiable)
             self._kept[id(tensor), version] = held
             self._alive.append(tensor)
         return held

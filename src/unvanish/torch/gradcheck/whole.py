@@ -9,10 +9,11 @@ from typing import Any
 from torch import nn
 
 from unvanish.torch.gradcheck.directional import BackwardError, Probe
-from unvanish.torch.gradcheck.inspect import Report, said, tell
+from unvanish.torch.gradcheck.inspect import said, tell
+from unvanish.torch.gradcheck.report import Report
 from unvanish.torch.gradcheck.results import Failure, LossCheck
 from unvanish.torch.gradcheck.stream import Draws
-from unvanish.torch.gradcheck.units import ForwardError, Unit
+from unvanish.torch.gradcheck.units import ForwardError, Supply, Unit
 from unvanish.torch.gradcheck.verdict import judge, verdict
 from unvanish.torch.probe.scopes import clean
 
@@ -21,10 +22,10 @@ _KINKED = (1e-7, 1e-6, 1e-5)  # where a module has many kinks: a single number c
 _MANY = 1e-3  # a share that rounding alone does not make
 
 
-def whole_loss(model: nn.Module, run: Callable[[], Any], report: Report) -> LossCheck | None:
+def whole_loss(model: nn.Module, run: Callable[[Supply], Any], report: Report) -> LossCheck | None:
     """One directional derivative of the loss; None, with the reason in the report, where it could not be taken."""
     parameters = tuple((clean(name), p, False) for name, p in model.named_parameters() if p.requires_grad)
-    unit = Unit("", "whole loss", 1, lambda _: run(), {}, parameters, tuple(model.modules()))
+    unit = Unit("", "whole loss", 1, run, {}, parameters=parameters, modules=tuple(model.modules()))
     try:
         probe = Probe(unit, Draws(report.stream))
         if not all(bool(y.isfinite().all()) for y in probe.values):
