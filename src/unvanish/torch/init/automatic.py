@@ -25,8 +25,8 @@ def initialize_(
     Plain chains of layers and activations get an operating point (:func:`operating_point_`) for the number of
     activations that are really in a row, and mirrored weights (:func:`mirrored_`) where there are ten or more and the
     activation allows it. The last layer of a residual branch starts at zero, layers before a norm and inside branches
-    get He weights, attention projections Xavier, recurrent layers orthogonal hidden weights and open gates. Norms,
-    frozen parameters and what is in ``keep`` stay.
+    get He weights, attention projections Xavier, recurrent layers orthogonal hidden weights, input weights for the
+    number of steps, and open gates. Norms, frozen parameters and what is in ``keep`` stay.
 
     Args:
         model: any network.
@@ -36,7 +36,8 @@ def initialize_(
         generator: source of randomness; torch's global one where not given.
 
     Returns:
-        What was done, and the vital signs before and after; ``.ok`` is False where one fails. Print it.
+        What was done, and the vital signs before and after, along the network's depth and recurrent layers' time;
+        ``.ok`` is False where one fails. Print it.
 
     Raises:
         ValueError: the batch cannot be guessed or holds NaN or Inf, or an unknown name in ``keep``.

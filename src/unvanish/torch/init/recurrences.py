@@ -115,8 +115,8 @@ def _states(hx: Any) -> State:
 
 
 def _exact(x: Tensor) -> Tensor:
-    """A copy in which what is measured does not drown in rounding; nothing of the model is written to."""
-    return x.detach().clone().to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    """A copy on the CPU, where loose weights run without complaint, in 32 bits or more; the model's own stays."""
+    return x.detach().to("cpu", torch.float64 if x.dtype == torch.float64 else torch.float32, copy=True)
 
 
 def _joined(calls: list[_Call]) -> _Call:
