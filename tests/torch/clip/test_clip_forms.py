@@ -23,6 +23,7 @@ from unvanish.torch.clip import (
     clip_grad_value_,
 )
 
+pytestmark = pytest.mark.usefixtures("reads")
 Clip = Callable[..., ClipReport]
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from clip_oracle import Untouched, entries, norm_of, parameters
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from unvanish.torch.clip import clip_grad_value_
+from unvanish.torch.clip.reading import IN_CACHE
 
+pytestmark = pytest.mark.usefixtures("reads")
 VALUES = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
@@ -102,3 +106,67 @@ def test_senseless_ranges(low: float | None, high: float) -> None:
     with pytest.raises(ValueError, match=r"no range for gradients\. Expected"):
         clip_grad_value_(params, high, minimum=low)
     watch.check()
+
+
+class Operations(TorchDispatchMode):
+    """What PyTorch was asked to compute: how many numbers of memory it read and wrote, without its views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: list[tuple[str, int]] = []
+        self.written: list[str] = []
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(op)
+        if not any(view in name for view in ("view", "split", "alias", "detach", "select", "slice")):
+            given = [x for x in torch.utils._pytree.tree_leaves(args) if isinstance(x, Tensor)]
+            self.read.append((name, sum(x.numel() for x in given)))
+            if any(
+                argument.alias_info is not None and argument.alias_info.is_write for argument in op._schema.arguments
+            ):
+                self.written.append(name)
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("shapes", [[(1_000_000,)], [(100, 100)] * 100, [(300_001,), (3, 5), (7,), (40_000,)]])
+@pytest.mark.parametrize("times", [1.01, 100.0])
+def test_a_quiet_call_reads_once_and_writes_nothing(reads: str, shapes: list[tuple[int, ...]], times: float) -> None:
+    """Once, as far as memory goes: what is looked at again is a piece that the cache holds."""
+    torch.manual_seed(0)
+    params = parameters(*(torch.randn(shape) for shape in shapes))
+    top = max(float(p.grad.abs().max()) for p in params)
+    total = sum(p.grad.numel() for p in params)
+    with Operations() as operations:
+        report = clip_grad_value_(params, times * top)
+    assert report.clipped == 0
+    assert not operations.written
+    large = [(name, count) for name, count in operations.read if count > 1000]
+    if reads == "numba":
+        assert not large
+        return
+    assert all(count <= IN_CACHE for _, count in large)
+    assert sum(count for _, count in operations.read) <= 1.02 * total + 1000  # norms; NumPy's extremes are not seen
+
+
+def test_one_element_whose_sign_is_outstanding() -> None:
+    params = parameters(torch.tensor([1 + 4j]).conj().imag, torch.tensor([1 - 4j]).conj().imag)
+    clip_grad_value_(params, 3.0, minimum=-5.0)
+    assert [p.grad.item() for p in params] == [-4.0, 3.0]
+
+
+def test_gradients_that_only_stand_for_zeros() -> None:
+    params = parameters(torch._efficientzerotensor(3), torch.tensor([4.0]))
+    report = clip_grad_value_(params, 1.0)
+    assert (report.norm, report.tensors, report.zero, report.clipped) == (4.0, 2, 1, 1)
+
+
+@pytest.mark.parametrize("size", [1e-44, 1e-30, 1e-12, 1.0, 1e30])
+def test_one_entry_outside_wherever_it_is(size: float) -> None:
+    """In pieces whose norm is below the bound, above it, or beyond what float32 can square."""
+    for place in (0, IN_CACHE - 1, IN_CACHE, 3 * IN_CACHE - 1):
+        grad = torch.zeros(3 * IN_CACHE)
+        grad[place] = -3 * size
+        params = parameters(grad, torch.full((5,), size))
+        assert clip_grad_value_(params, 2 * size).clipped == 1
+        assert params[0].grad[place] == torch.tensor(-2 * size)
+        assert clip_grad_value_(params, 2 * size).clipped == 0

@@ -9,8 +9,8 @@
 ``ZClip``                    the global norm, where it is an outlier among the last ones
 ===========================  ================================================================================
 
-All read the gradients once (those whose norm does not settle it a second time: by value, and norms that leave the
-range of float32), write nothing where nothing is clipped, are right from 1e-44 to 1e38 in float32, stop at NaN and Inf
+All read the gradients once (norms that leave the range of float32 a second time, unless Numba is installed: extra
+``fast``), write nothing where nothing is clipped, are right from 1e-44 to 1e38 in float32, stop at NaN and Inf
 by naming the parameter, and return a ``ClipReport`` with the true norm.  Call them between ``backward()`` and
 ``optimizer.step()``, on a module, on named parameters, or on parameters.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import final
 
 import torch
 
 from unvanish.torch.clip.gradients import Gradient, Parameters
-from unvanish.torch.clip.norms import to_host
 from unvanish.torch.clip.report import ClipReport, NonFinite
-from unvanish.torch.clip.survey import survey
+from unvanish.torch.clip.survey import measure_norms, survey
 
 
 @torch.no_grad()
@@ -20,7 +20,7 @@ def clip_grad_value_(
 
     .. math:: g \leftarrow \min(\max(g, \text{minimum}), \text{maximum})
 
-    Complex entries: real and imaginary part each.  A gradient whose norm is within both bounds needs no second look.
+    Complex entries: real and imaginary part each.  The gradients are read once, and written only where one is outside.
 
     Args:
         parameters: a module, ``(name, tensor)`` pairs, tensors, or one tensor; any shape, dtype, device.
@@ -48,17 +48,36 @@ def clip_grad_value_(
     """
     low = -maximum if minimum is None else minimum
     _check(low, maximum)
-    gradients, report = survey(parameters, nonfinite)
+    bounds = _Bounds(low, maximum)
+    gradients, report = survey(parameters, nonfinite, bounds)
     if report.skipped:
         return report
-    bounds = {dtype: _in_dtype(low, maximum, dtype) for dtype in {gradient.data.dtype for gradient in gradients}}
-    # no entry is larger than the norm, which is rounded
-    large = [one for one in gradients if one.norm >= 0.999 * min(-bounds[one.data.dtype][0], bounds[one.data.dtype][1])]
-    outside = _outside(large, bounds)
+    outside = [gradient for gradient in gradients if bounds.cut(gradient)]
     for gradient in outside:
         gradient.data.clamp_(*bounds[gradient.data.dtype])
         gradient.commit()
     return replace(report, clipped=len(outside))
+
+
+@final
+class _Bounds(dict[torch.dtype, tuple[float, float]]):
+    """The bounds in each dtype; measures gradients with what is needed to compare them."""
+
+    def __init__(self, low: float, high: float) -> None:
+        self._range = low, high
+
+    def __missing__(self, dtype: torch.dtype) -> tuple[float, float]:
+        self[dtype] = pair = _in_dtype(*self._range, dtype)
+        return pair
+
+    def __call__(self, gradients: list[Gradient]) -> None:
+        # no entry is larger than the norm, which is rounded
+        measure_norms(gradients, lambda dtype: 0.999 * min(-self[dtype][0], self[dtype][1]))
+
+    def cut(self, gradient: Gradient) -> bool:
+        """Whether an entry is outside."""
+        low, high = self[gradient.data.dtype]
+        return gradient.smallest < low or gradient.largest > high
 
 
 def _in_dtype(low: float, high: float, dtype: torch.dtype) -> tuple[float, float]:
@@ -66,17 +85,6 @@ def _in_dtype(low: float, high: float, dtype: torch.dtype) -> tuple[float, float
     most = torch.finfo(dtype).max
     pair: list[float] = torch.tensor([max(low, -most), min(high, most)], dtype=dtype).tolist()
     return pair[0], pair[1]
-
-
-def _outside(gradients: list[Gradient], bounds: dict[torch.dtype, tuple[float, float]]) -> list[Gradient]:
-    """Those with an entry out of bounds; this process's part of a distributed gradient may be empty."""
-    filled = [gradient for gradient in gradients if gradient.data.numel()]
-    extremes = to_host([extreme for gradient in filled for extreme in torch.aminmax(gradient.data)])
-    return [
-        gradient
-        for gradient, low, high in zip(filled, extremes[::2], extremes[1::2], strict=True)
-        if low < bounds[gradient.data.dtype][0] or high > bounds[gradient.data.dtype][1]
-    ]
 
 
 def _check(low: float, high: float) -> None:

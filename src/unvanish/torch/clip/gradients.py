@@ -20,6 +20,7 @@ from unvanish.torch.probe.naming import names_of
 Parameters = nn.Module | Tensor | Iterable[Tensor] | Iterable[tuple[str, Tensor]]
 
 _STRIDED = torch.strided
+_REAL = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
 
@@ -36,6 +37,8 @@ class Gradient:
     sharing: tuple[Tensor, ...] = ()
     norm: float = field(default=0.0, init=False)
     nonfinite: int = field(default=0, init=False)
+    smallest: float = field(default=0.0, init=False)  # entry of this process's part, at most 0
+    largest: float = field(default=0.0, init=False)  # at least 0
 
     def commit(self) -> None:
         """Show what was written into ``data`` to the user."""
@@ -44,12 +47,6 @@ class Gradient:
                 owner.grad = self.substitute
             self.substitute = None
 
-    def place(self) -> object:
-        """Equal for gradients that share their memory."""
-        data = self.data
-        numel = data.numel()
-        return (data.data_ptr(), numel, data.device) if numel and self.shards is None else id(self.grad)
-
     def __str__(self) -> str:
         who = repr(self.name) if isinstance(self.name, str) else f"number {self.name} of the parameters given"
         return f"{who}, shape {tuple(self.parameter.shape)}"
@@ -57,23 +54,33 @@ class Gradient:
 
 def gather(parameters: Parameters) -> list[Gradient]:
     """All gradients there are, in order, each once, however many parameters share it."""
-    found: list[Gradient] = []
-    tensors: dict[int, Gradient] = {}
-    places: set[object] = set()
+    found: dict[object, Gradient] = {}  # by place in memory: another tensor object may be the same memory
+    special: dict[int, Gradient] = {}
     for name, parameter in _named(parameters):
         grad = parameter.grad
-        if grad is None or not grad.numel():
+        if grad is None or not (numel := grad.numel()):
             continue
-        known = tensors.get(id(grad))
-        if known is not None:
-            known.sharing += (parameter,)
-            continue
-        gradient = tensors[id(grad)] = _gradient(name, parameter, grad)
-        place = gradient.place()
-        if place not in places:  # another tensor object may be the same memory
-            places.add(place)
-            found.append(gradient)
-    return found
+        if _is_plain(grad, numel) and (address := grad.data_ptr()):
+            if (address, numel) not in found:
+                found[address, numel] = Gradient(name, parameter, grad, grad)
+        elif id(grad) in special:
+            special[id(grad)].sharing += (parameter,)
+        else:
+            gradient = special[id(grad)] = _gradient(name, parameter, grad)
+            found.setdefault(_place(gradient), gradient)
+    return list(found.values())
+
+
+def _is_plain(grad: Tensor, numel: int) -> bool:
+    """Numbers that can be read and written where they are, in one piece."""
+    plain = type(grad) is Tensor and grad.dtype in _REAL and grad.layout is _STRIDED and grad.is_contiguous()
+    return plain and not (numel == 1 and grad.is_neg())  # more than one are not in one piece then
+
+
+def _place(gradient: Gradient) -> object:
+    """Equal for gradients that share their memory."""
+    address = 0 if gradient.shards or gradient.data.is_meta else gradient.data.data_ptr()
+    return (address, gradient.data.numel()) if address else id(gradient.grad)
 
 
 def _named(parameters: Parameters) -> Iterable[tuple[str | int, Tensor]]:
@@ -106,8 +113,6 @@ def _pair(number: int, item: Tensor | tuple[str, Tensor]) -> tuple[str | int, Te
 
 
 def _gradient(name: str | int, parameter: Tensor, grad: Tensor) -> Gradient:
-    if type(grad) is Tensor and grad.layout is _STRIDED and not grad.is_complex() and grad.is_contiguous():
-        return Gradient(name, parameter, grad, grad)
     substitute: Tensor | None
     part, substitute, shards = local_part(grad)
     data, replaced = _plain(part)
@@ -134,7 +139,9 @@ def _plain(grad: Tensor) -> tuple[Tensor, Tensor | None]:
         data = grad.values()
     elif grad.is_conj() or grad.is_neg():
         data = substitute = grad.resolve_conj().resolve_neg()
-    elif any(stride == 0 and size > 1 for stride, size in zip(grad.stride(), grad.shape, strict=True)):
+    elif grad._is_zerotensor() or any(
+        stride == 0 and size > 1 for stride, size in zip(grad.stride(), grad.shape, strict=True)
+    ):
         data = substitute = grad.clone(memory_format=torch.contiguous_format)  # an expanded tensor cannot be written
     else:
         data = grad

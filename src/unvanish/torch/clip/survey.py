@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 import torch
 
 from unvanish.torch.clip.gradients import Gradient, Parameters, gather
-from unvanish.torch.clip.norms import count_nonfinite, exact_norm, fast_norms, is_safe
+from unvanish.torch.clip.norms import count_nonfinite
+from unvanish.torch.clip.reading import read
 from unvanish.torch.clip.report import ClipReport, NonFinite, check_policy
 from unvanish.torch.clip.shards import Shards, combine
 
@@ -17,24 +19,24 @@ Measure = Callable[[list[Gradient]], None]
 
 def by_kind(gradients: Iterable[Gradient]) -> list[list[Gradient]]:
     """Groups of one device and dtype."""
-    groups: dict[tuple[torch.device, torch.dtype], list[Gradient]] = {}
+    groups: dict[object, list[Gradient]] = defaultdict(list)
     for gradient in gradients:
         data = gradient.data
-        groups.setdefault((data.device, data.dtype), []).append(gradient)
+        groups[data.dtype if data.is_cpu else (data.device, data.dtype)].append(gradient)
     return list(groups.values())
 
 
-def measure_norms(gradients: list[Gradient]) -> None:
-    """Fill in the norm of each whole gradient and how many of its entries are not finite."""
+def measure_norms(gradients: list[Gradient], bound_of: Callable[[torch.dtype], float] | None = None) -> None:
+    """Fill in the norm of each whole gradient and how many of its entries are not finite.
+
+    Also its extremes, if given up to which size entries need no look.
+    """
     for group in by_kind(gradients):
         check_numbers(group[0])
-        norms = fast_norms([gradient.data for gradient in group])
-        dtype = group[0].data.dtype
-        for gradient, norm in zip(group, norms, strict=True):
-            gradient.norm, gradient.nonfinite = norm, 0
-            if not is_safe(norm, dtype):
-                gradient.norm = exact_norm(gradient.data)
-                gradient.nonfinite = 0 if math.isfinite(gradient.norm) else count_nonfinite(gradient.data)
+        seen = read([gradient.data for gradient in group], bound_of and bound_of(group[0].data.dtype))
+        for gradient, norm, smallest, largest in zip(group, *seen, strict=True):
+            gradient.norm, gradient.smallest, gradient.largest = norm, smallest, largest
+            gradient.nonfinite = 0 if math.isfinite(norm) else count_nonfinite(gradient.data)
     add_up_parts([(gradient, gradient.shards) for gradient in gradients])
 
 
