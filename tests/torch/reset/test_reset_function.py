@@ -229,3 +229,41 @@ def test_an_initialiser_of_the_users():
     reset_once(model, data(16, 4).float(), Dead(patience=1), init=lambda w, g: nn.init.orthogonal_(w, generator=g))
     assert not torch.equal(model[0].weight[2], before[2])
     assert torch.equal(model[0].weight[[0, 1, 3, 4, 5, 6, 7]], before[[0, 1, 3, 4, 5, 6, 7]])
+
+
+def padded_by_hand() -> nn.Module:
+    return nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(6, 4, 3))
+
+
+@pytest.mark.parametrize(
+    ("reader", "whole"),
+    [
+        (lambda: nn.Conv2d(6, 4, 3), True),
+        (lambda: nn.Conv2d(6, 4, 3, padding=1, padding_mode="circular"), True),
+        (lambda: nn.Conv2d(6, 4, 3, padding=1), False),
+        (lambda: nn.Conv2d(6, 4, 5, padding=2, stride=2), False),
+        (padded_by_hand, False),
+        (lambda: nn.ConvTranspose2d(6, 4, 3), False),
+        (lambda: nn.ConvTranspose2d(6, 4, 2, stride=2), False),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(6 * 64, 4)), True),
+    ],
+)
+@pytest.mark.parametrize("stuck", [True, False])
+def test_what_a_bias_can_take_over_is_told_from_what_it_cannot(reader, whole, stuck):
+    """Zero padding makes a constant unit's contribution depend on the place: the report has to say so."""
+    torch.manual_seed(0)
+    activation, score = (nn.Tanh(), Saturated(patience=1)) if stuck else (nn.ReLU(), Dead(patience=1))
+    net = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), activation, reader()).double()
+    net[0].weight.data[2], net[0].bias.data[2] = 0.0, 60.0 if stuck else DEAD
+    x = data(16, 1, 8, 8)
+    before = net(x).detach()
+    (event,) = reset_once(net, x, score)
+    after = net(x).detach()
+    change = float((after - before).norm() / before.norm())
+    assert event.units == (2,)
+    assert event.output_change == pytest.approx(change, rel=1e-6, abs=1e-15)
+    assert event.compensated is (whole or not stuck)
+    assert (change < 1e-12) is event.compensated
+    assert ("could not take over" in str(event)) is not event.compensated
+    channels = (after - before).movedim(1, -1).flatten(0, -2)
+    assert float(channels.mean(dim=0).abs().max()) < 1e-12, "the mean over all places stays: no bias can do more"

@@ -22,7 +22,9 @@ class ResetEvent:
         waiting: how many more were flagged, but are beyond ``max_share`` and wait for the next check.
         output_change: root mean square of the change of the model's output on the batch, relative to that of the
             output, of all resets of this step together.  None in a dry run.
-        compensated: could each reading layer's bias take over what the units gave on average?  None in a dry run.
+        compensated: have the biases of the layers that read the units taken over all they gave on average?  False where
+            one has no bias, and where what it gets of a constant unit depends on the place: with padding by zeros (in
+            the layer or in front of it) and in transposed convolutions.  None in a dry run.
     """
 
     step: int
@@ -43,7 +45,8 @@ class ResetEvent:
             text += f", {self.waiting} more wait"
         if self.output_change is None:
             return text + " (dry run)"
-        return text + f"; the output changed by {self.output_change:.1e}"
+        text += f"; the output changed by {self.output_change:.1e}"
+        return text if self.compensated else text + ", a bias could not take over all"
 
 
 @dataclass(frozen=True, slots=True)

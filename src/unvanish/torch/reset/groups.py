@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from unvanish.torch.reset.units import UnitAxis
@@ -67,6 +68,12 @@ class Reader:
     op: int
     plan: WeightPlan
     features: UnitAxis
+
+    def of_features(self, features: Tensor, read: Tensor) -> Tensor:
+        """What is read of these features (bool), zero for all others."""
+        shape = [1] * read.ndim
+        shape[self.plan.channel_axis] = -1
+        return torch.where(features.reshape(shape), read, 0.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from unvanish.torch.reset.optimizer_state import forget
 
 Initializer = str | Callable[[Tensor, torch.Generator], object]
 INITIALIZERS = ("kaiming", "lecun", "default")
+_UNEVEN = 0.03  # of the most a unit can give: what counts as saturated at tanh's end varies by 2.4 %
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Surgeon:
         """Reset the chosen units (U,) bool of one layer.
 
         Returns:
-            Could every reader take over what the units gave on average?  One without a bias of its own cannot.
+            Have the readers' biases taken over all that the units gave on average?
         """
         taken_over = [self._unread(reader, chosen, readings) for reader in group.readers]
         weight = self.parameters[group.plan.weight]
@@ -56,19 +57,26 @@ class Surgeon:
         return all(taken_over)
 
     def _unread(self, reader: Reader, chosen: Tensor, readings: Readings) -> bool:
-        """Take the units out of a reader; its bias takes over their mean contribution."""
+        """Take the units out of a reader; its bias takes over their mean contribution.  Was that all of it?"""
         weight = self.parameters[reader.plan.weight]
         features = reader.features.entries_of(chosen)
-        bias = self.parameters[reader.plan.bias] if reader.plan.bias is not None else None
-        possible = bias is not None and bias.requires_grad
-        if bias is not None and possible:
-            given = _contribution(reader, features, readings, weight.dtype)  # before the weights are gone
-            possible = bool(given.isfinite().all())  # a weight that is NaN or Inf goes without a trace in the bias
-            bias += given if possible else 0.0
         entries = reader.plan.reading(weight, features)
+        given = _contribution(reader, features, readings, weight.dtype)  # before the weights are gone
+        bias = self.parameters[reader.plan.bias] if reader.plan.bias is not None else None
+        whole = not bool(given.any())
+        if bias is not None and bias.requires_grad and bool(given.isfinite().all()):
+            bias += given.mean(dim=0)  # weights that are NaN or Inf go without a trace in the bias
+            whole = whole or self._even(reader, features, readings, given)
         weight.masked_fill_(entries, 0.0)
         forget(self.optimizer, weight, entries)
-        return possible
+        return whole
+
+    def _even(self, reader: Reader, features: Tensor, readings: Readings, given: Tensor) -> bool:
+        """Is what the units give to each output the same at all places, as a bias is?"""
+        weight, mean = self.parameters[reader.plan.weight], readings.means[reader.op]
+        taken = weight.abs() * reader.plan.reading(weight, features)
+        most = reader.plan.sum_by_output(taken) * reader.of_features(features, mean).abs().max()
+        return bool(((given - given.mean(dim=0)).abs().amax(dim=0) <= _UNEVEN * most).all())
 
     def _drawn(self, weight: Tensor, group: UnitGroup, bounded: bool, key: str) -> Tensor:
         generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
@@ -106,16 +114,14 @@ def set_running(model: nn.Module, norm: NormPlan, chosen: Tensor, moments: Momen
 
 
 def _contribution(reader: Reader, features: Tensor, readings: Readings, dtype: torch.dtype) -> Tensor:
-    """(outputs of the reader,): the mean, over samples and positions, of what these features add to them.
+    """(places, outputs of the reader): the mean, over samples, of what these features add to them.
 
     The layer itself is run on its mean input, for it is linear: right for stride, padding, groups.
     """
-    call, mean = readings.calls[reader.op], readings.means[reader.op]
-    shape = [1] * mean.ndim
-    shape[reader.plan.channel_axis] = -1
-    given = torch.where(features.reshape(shape), mean, 0.0).to(dtype)
+    call = readings.calls[reader.op]
+    given = reader.of_features(features, readings.means[reader.op]).to(dtype)
     added = call.apply(given) - call.apply(torch.zeros_like(given))
-    return added.movedim(reader.plan.channel_axis, -1).flatten(0, -2).mean(dim=0)
+    return added.movedim(reader.plan.channel_axis, -1).flatten(0, -2)
 
 
 def _bound(init: str, fan_in: int, bounded: bool) -> float:

@@ -41,6 +41,13 @@ class UnitReset:
     optimizer keeps of exactly these entries is set back (see :mod:`unvanish.torch.reset.optimizer_state` on the size
     of their first updates).  The measured change of the output stands in the event.
 
+    **What a bias cannot take over.** To a convolution with padding by zeros, and to a transposed one, a constant unit
+    gives less at the rim, or by turns more and less.  A dead unit gave nothing and is replaced exactly all the same.  Of
+    a saturated one the bias takes over the mean over all places, the nearest it can come; ``event.compensated`` is
+    False.  What is lost is small where images are large: a tanh CNN of three 3 x 3 layers on 8 x 8 digits, 3 of 16
+    units stuck in each of two layers, lost 5 % of its output, and 0.003 of an accuracy of 0.912.  Such units are reset
+    nevertheless: their readers can learn the rim again, a stuck unit nothing.
+
     **Which units.** Those made by one linear or convolutional layer (grouped, transposed and ``addmm`` as well),
     followed by one activation and read only by such layers, reached through views, pools, dropout, normalisation:
     within a residual block, from convolutions through ``flatten`` to a linear layer, the inner layer of a Transformer's

@@ -42,7 +42,13 @@ class WeightPlan:
 
     def sum_by_input(self, weight: Tensor) -> Tensor:
         """(inputs,) float64: sum of the entries that read each input."""
-        axis = 1 - self.out_axis
+        return self._sums(weight, 1 - self.out_axis)
+
+    def sum_by_output(self, weight: Tensor) -> Tensor:
+        """(outputs,) float64: sum of the entries that make each output."""
+        return self._sums(weight, self.out_axis)
+
+    def _sums(self, weight: Tensor, axis: int) -> Tensor:
         block = weight.reshape(self.groups, weight.shape[0] // self.groups, weight.shape[1], -1)
         return block.sum(dim=(2 - axis, 3), dtype=torch.float64).flatten()
 
