@@ -19,9 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_EPS = torch.finfo(torch.float64).eps
+EPS = torch.finfo(torch.float64).eps
 _SMOOTH = 1e-5  # relative disagreement of D_h and D_{h/2} above which an output is not smooth; h^2 where it is
-_ROUNDING = 16 * _EPS  # of a value with some cancellation behind it
+ROUNDING = 16 * EPS  # of a value with some cancellation behind it
 _CHUNK = 1 << 15  # entries at a time, which stay in the cache
 
 
@@ -59,19 +59,19 @@ class Differences:
 
     def rounding(self, cotangent: Tensor) -> float:
         """How much of that rounding alone can make."""
-        return float(torch.linalg.vector_norm(cotangent.reshape(-1) * self.size)) * _ROUNDING / self.step
+        return float(torch.linalg.vector_norm(cotangent.reshape(-1) * self.size)) * ROUNDING / self.step
 
     def move(self) -> bool:
         """Does any entry move by more than rounding?"""
-        return bool((self.rows[2].abs() > self.size * _ROUNDING).any())
+        return bool((self.rows[2].abs() > self.size * ROUNDING).any())
 
     def smooth_entries(self) -> int:
         """How many are not at a kink."""
         return self.size.numel() if self.smooth is None else int(self.smooth.sum())
 
 
-def differences(y: Tensor, scale: float, around: Sequence[Tensor], step: float) -> Differences:
-    """``around``: the output at x + h d, x - h d, x + h d / 2, x - h d / 2. ``scale``: its typical size."""
+def differences(y: Tensor, scale: float | Tensor, around: Sequence[Tensor], step: float) -> Differences:
+    """``around``: the output at x + h d, x - h d, x + h d / 2, x - h d / 2. ``scale``: its typical size, or each's."""
     values = [part.reshape(-1) for part in (y, *around)]
     rows, size = y.new_empty((4, y.numel())), values[0].abs().add_(scale)
     if y.numel() <= _CHUNK:
@@ -111,10 +111,10 @@ def _smooth(whole: Tensor, bend: Tensor, half: Tensor, half_bend: Tensor, size: 
     apart = torch.maximum(uneven, bent.mul_(2))  # NaN where one is
     if size.numel() == 1:  # a loss is blurred by kinks far below it, and judged as a whole
         return None if math.isfinite(float(apart)) else torch.zeros_like(size, dtype=torch.bool)
-    beyond = torch.sub(apart, size, alpha=2 * _ROUNDING).sub_(whole.abs(), alpha=_SMOOTH)
+    beyond = torch.sub(apart, size, alpha=2 * ROUNDING).sub_(whole.abs(), alpha=_SMOOTH)
     if float(beyond.max()) <= 0:  # a part of the limit is enough
         return None
     limit = whole.abs().add_(half.abs(), alpha=2).add_(bend.abs(), alpha=2).mul_(_SMOOTH)
-    limit.add_(size, alpha=2 * _ROUNDING)
+    limit.add_(size, alpha=2 * ROUNDING)
     smooth = (apart <= limit) & (limit < math.inf)
     return None if bool(smooth.all()) else smooth

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from unvanish.torch.gradcheck.differences import Differences, differences
+from unvanish.torch.gradcheck.differences import ROUNDING, Differences, differences
 from unvanish.torch.gradcheck.stream import Draws
 from unvanish.torch.gradcheck.units import ForwardError, Unit
 
@@ -26,6 +26,9 @@ _TINY = (
     1e-4  # times the outputs: moved in proportion such a leaf is no part of a joint direction, or drowns in rounding
 )
 _WIDEST = 1e200
+SCATTER = 4  # times the largest of a few samples is what noise can make
+STILL = 100  # a derivative that takes its input's whole size to move outputs by so much noise is zero
+_MOST_NOISE = 1e-8  # of the largest numbers that go in and come out
 _COARSE = 1e-4  # the limit up to which a measurement says something at the first try
 
 
@@ -39,6 +42,7 @@ class Measure:
     shares: tuple[float, ...]  # of each leaf in the analytic derivative
     unconnected: tuple[bool, ...]  # leaves that backward does not reach
     rounding: float  # in units of the derivative, too
+    scale: float  # the unit itself: the derivative by a move of the leaves' whole size
     adrift: bool = False  # an output moves that carries no gradient
 
     @property
@@ -70,6 +74,7 @@ class Probe:
         self.values = unit.values(self.outputs)
         self._tracked = [k for k, y in enumerate(self.outputs) if y.requires_grad]
         self._scales = [spread(y) for y in self.values]
+        self.noise: list[Tensor] | None = None  # in each entry of the outputs, where it was listened to
         self._widths = [1.0] * len(self.leaves)
 
     @property
@@ -126,6 +131,10 @@ class Probe:
         length = math.hypot(*(w * length_of(c) for w, c in zip(weights, drawn, strict=True))) or 1.0
         return [c * (w / length) for w, c in zip(weights, drawn, strict=True)]
 
+    def most_noise(self) -> float:
+        """What is larger beside all that goes in and comes out is no rounding."""
+        return _MOST_NOISE * max(*self._scales, *(spread(leaf.base) for leaf in self.leaves))
+
     def measure(self, step: float, chosen: Sequence[int]) -> Measure:
         """One random direction and cotangent."""
         shifts = self.shifts(chosen)
@@ -134,7 +143,8 @@ class Probe:
         for cotangent, numeric in zip(cotangents, numerics, strict=True):
             if numeric.smooth is not None:
                 cotangent.mul_(numeric.smooth.view(cotangent.shape))
-        measure = _compared(cotangents, numerics, self.gradients(cotangents), shifts)
+        still = min(STILL * math.hypot(*map(contribution, cotangents, self.noise or ())), self.most_noise())
+        measure = _compared(cotangents, numerics, self.gradients(cotangents), shifts, still)
         loose = (numeric for k, numeric in enumerate(numerics) if k not in self._tracked)
         return replace(measure, adrift=True) if any(n.move() for n in loose) else measure
 
@@ -167,8 +177,16 @@ class Probe:
             moved = [at(factor * step) for factor in (1.0, -1.0, 0.5, -0.5)]
         if any([y.shape for y in values] != [y.shape for y in self.values] for values in moved):
             raise ForwardError from ValueError("its outputs have other shapes when its inputs move a little")
-        outputs = zip(self.values, self._scales, zip(*moved, strict=True), strict=True)
-        return [differences(y, scale, around, step) for y, scale, around in outputs]
+        sizes = self._sizes()
+        outputs = zip(self.values, zip(*moved, strict=True), strict=True)
+        return [differences(y, sizes[k], around, step) for k, (y, around) in enumerate(outputs)]
+
+    def _sizes(self) -> list[Tensor] | list[float]:
+        """What the outputs' rounding goes by: their own size, or the noise in them."""
+        if self.noise is None:
+            return self._scales
+        pairs = zip(self.noise, self._scales, strict=True)
+        return [noise.reshape(-1) * (SCATTER / ROUNDING) + scale for noise, scale in pairs]
 
 
 def _compared(
@@ -176,6 +194,7 @@ def _compared(
     numerics: Sequence[Differences],
     gradients: Sequence[Tensor | None],
     shifts: Sequence[Tensor | None],
+    still: float,
 ) -> Measure:
     pairs = list(zip(cotangents, numerics, strict=True))
     slopes = [n.along(c) for c, n in pairs]
@@ -189,13 +208,13 @@ def _compared(
     unconnected = tuple(g is None for g in gradients)
     relative = rounding / scale if scale else math.inf if rounding else 0.0
     if math.isnan(analytic) or math.isinf(analytic):
-        return Measure(math.inf, TOLERANCE, kinks, shares, unconnected, relative)
+        return Measure(math.inf, TOLERANCE, kinks, shares, unconnected, relative, scale)
     if scale <= rounding:
-        flat = not any(lengths) and kinks < 1
-        return Measure(0.0, 0.0 if flat else math.inf, kinks, shares, unconnected, relative)
+        flat = math.hypot(*lengths) <= still and kinks < 1
+        return Measure(0.0, 0.0 if flat else math.inf, kinks, shares, unconnected, relative, scale)
     allowed = max(TOLERANCE, 10 * blur / scale + relative)
     gap = (analytic - sum(slope.value for slope in slopes)) / scale
-    return Measure(gap, allowed, kinks, shares, unconnected, relative)
+    return Measure(gap, allowed, kinks, shares, unconnected, relative, scale)
 
 
 def _along(gradient: Tensor | None, shift: Tensor | None) -> tuple[float, float]:
@@ -208,6 +227,11 @@ def _along(gradient: Tensor | None, shift: Tensor | None) -> tuple[float, float]
         part.masked_fill_(shift == 0, 0.0)  # 0 * inf: not moved
         total = float(part.sum())
     return total, length_of(part)
+
+
+def contribution(cotangent: Tensor, values: Tensor) -> float:
+    """Root of the sum of squares of what entries contribute."""
+    return length_of(cotangent * values)
 
 
 def length_of(values: Tensor) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -60,12 +60,19 @@ class Unit:
 
     def without_nan(self, which: Sequence[Held]) -> Unit:
         """The same with every NaN of these replaced: does one come out still?"""
-        healed = {held: Held(_without_nan(held.data), held.differentiable) for held in which}
+        return self._given({held: Held(_without_nan(held.data), held.differentiable) for held in which})
+
+    def jittered(self, size: float) -> Unit:
+        """The same with all that enters moved by so much of itself, up or down."""
+        return self._given({held: Held(_jittered(held.data, size), held.differentiable) for _, held in self.entering})
+
+    def _given(self, other: Mapping[Held, Held]) -> Unit:
+        """The same with others in place of some that enter."""
         forward = self.forward
         return replace(
             self,
-            inputs={healed.get(held, held): name for held, name in self.inputs.items()},
-            forward=lambda supply: forward(lambda held: supply(healed.get(held, held))),
+            inputs={other.get(held, held): name for held, name in self.inputs.items()},
+            forward=lambda supply: forward(lambda held: supply(other.get(held, held))),
         )
 
     def first(self) -> tuple[list[Tensor], list[Leaf], list[Tensor]]:
@@ -190,6 +197,13 @@ class _Copies:
 
 def _without_nan(values: Tensor) -> Tensor:
     return values.masked_fill(values.isnan(), 0.5) if values.is_floating_point() or values.is_complex() else values
+
+
+def _jittered(values: Tensor, size: float) -> Tensor:
+    if not values.is_floating_point() or values.layout is not torch.strided:
+        return values
+    signs = torch.arange(values.numel(), device=values.device).remainder_(3).sub_(1).view(values.shape)
+    return values + values * signs * size
 
 
 def _seed() -> None:

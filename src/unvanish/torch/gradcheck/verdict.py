@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from unvanish.torch.gradcheck.directional import Measure, Probe
+from unvanish.torch.gradcheck.noise import is_rounding, listening
 
 # Steps in turn: the middle one is right for smooth pieces; a smaller one meets fewer kinks, a larger one less rounding.
 _STEPS = (1e-5, 1e-6, 1e-4, 1e-5, 1e-7, 1e-6)
@@ -49,7 +50,15 @@ class Judgement:
 
 
 def verdict(probe: Probe, chosen: Sequence[int], steps: Sequence[float] = _STEPS) -> Verdict:
-    """Measure along random directions until it is clear."""
+    """Measure along random directions until it is clear; where it is not right, once more with the noise known."""
+    found = _verdict(probe, chosen, steps)
+    if found.right:
+        return found
+    with listening(probe, chosen) as loud:
+        return _verdict(probe, chosen, steps) if loud or found.right is None else found
+
+
+def _verdict(probe: Probe, chosen: Sequence[int], steps: Sequence[float]) -> Verdict:
     measures: list[Measure] = []
     noise = 0.0
     for step in steps:
@@ -105,6 +114,8 @@ def _sort(probe: Probe, chosen: list[int], found: Verdict, result: Judgement, wi
         parts = [[k] for k in _faint(found, chosen)] if found.right else [chosen[:middle], chosen[middle:]]
         for part in parts:
             _sort(probe, part, verdict(probe, part), result)
+    elif not found.right and is_rounding(probe, chosen[0], max(m.scale for m in found.measures)):
+        return  # rounding forward and rounding backward need not agree
     elif found.right is None and widened:
         result.untold += chosen
     elif found.right is None:
