@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from unvanish.torch.clip.gradients import Parameters
+from unvanish.torch.clip.gradients import Gradient, Parameters
 from unvanish.torch.clip.norms import double, to_host
 from unvanish.torch.clip.report import ClipReport, NonFinite
-from unvanish.torch.clip.scaling import scale_units_
+from unvanish.torch.clip.scaling import MILD, arithmetic, scale_units_
 from unvanish.torch.clip.survey import survey
 from unvanish.torch.clip.unit_norms import UnitNorms, weight_norms
 from unvanish.torch.clip.units import units_in
@@ -73,22 +73,30 @@ def clip_grad_unit_norm_(
     weights = weight_norms(gradients, measure.units, exact=extreme)
     bounds = list(torch._foreach_clamp_min(weights, eps))
     torch._foreach_mul_(bounds, ratio)
-    clipped = 0
-    for at in _above(measure.norms, bounds):
-        factors = double(bounds[at]) / double(measure.norms[at])
-        scale_units_(measure.units[at].view(gradients[at].data), factors.clamp(max=1.0))
-        gradients[at].commit()
-        clipped += 1
-    return replace(report, clipped=clipped)
+    above = _above(measure.norms, bounds)
+    _scale_(gradients, measure, bounds, above)
+    return replace(report, clipped=len(above))
 
 
-def _above(norms: list[Tensor], bounds: list[Tensor]) -> list[int]:
-    """Numbers of the gradients in which a unit is above its bound."""
+def _above(norms: list[Tensor], bounds: list[Tensor]) -> dict[int, float]:
+    """Numbers of the gradients in which a unit is above its bound, with how many times at most."""
     filled = [at for at, norm in enumerate(norms) if norm.numel()]  # a process's part may be empty
     if not filled:
-        return []
+        return {}
     excess = torch._foreach_div([norms[at] for at in filled], [bounds[at] for at in filled])
-    return [at for at, most in zip(filled, to_host(list(torch._foreach_max(excess))), strict=True) if most > 1]
+    return {at: most for at, most in zip(filled, to_host(list(torch._foreach_max(excess))), strict=True) if most > 1}
+
+
+def _scale_(gradients: list[Gradient], measure: UnitNorms, bounds: list[Tensor], above: dict[int, float]) -> None:
+    """Bring the units of these down to their bounds."""
+    for at, most in above.items():
+        data = measure.units[at].view(gradients[at].data)
+        if most < MILD:
+            factors = torch.div(bounds[at], measure.norms[at]).clamp_(max=1.0)
+            data.mul_(factors.to(data.device, arithmetic(data.dtype)))
+        else:
+            scale_units_(data, (double(bounds[at]) / double(measure.norms[at])).clamp_(max=1.0))
+        gradients[at].commit()
 
 
 def _check(name: str, value: float) -> None:

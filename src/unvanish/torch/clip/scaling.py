@@ -13,6 +13,7 @@ from unvanish.torch.clip.survey import by_kind
 
 _STEP = 100  # powers of 2 that are safe to multiply by in float32
 _SAFE = (2.0**-_STEP, 2.0**_STEP)
+MILD = 2.0**_STEP  # a factor above its inverse is one multiplication
 
 
 def scale_(gradients: Iterable[Gradient], ratio: tuple[float, float]) -> None:
@@ -40,10 +41,14 @@ def _multiply_(tensors: list[Tensor], factor: float) -> None:
 def scale_units_(data: Tensor, factors: Tensor) -> None:
     """Multiply by factors of at most 1 that broadcast, given in float64."""
     first = factors.clamp(min=_SAFE[0])
-    arithmetic = torch.float64 if data.dtype == torch.float64 else torch.float32
-    data.mul_(first.to(data.device, arithmetic))
+    data.mul_(first.to(data.device, arithmetic(data.dtype)))
     if bool((first > factors).any()):
-        data.mul_((factors / first).to(data.device, arithmetic))
+        data.mul_((factors / first).to(data.device, arithmetic(data.dtype)))
+
+
+def arithmetic(dtype: torch.dtype) -> torch.dtype:
+    """In which gradients of this dtype are multiplied."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _factors(target: float, norm: float) -> list[float]:
