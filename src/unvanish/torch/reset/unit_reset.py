@@ -42,7 +42,7 @@ class UnitReset:
     of their first updates).  The measured change of the output stands in the event.
 
     **What a bias cannot take over.** To a convolution with padding by zeros, and to a transposed one, a constant unit
-    gives less at the rim, or by turns more and less.  A dead unit gave nothing and is replaced exactly all the same.  Of
+    gives less at the rim, or by turns more and less.  A dead unit gave nothing and is replaced exactly all the same; of
     a saturated one the bias takes over the mean over all places, the nearest it can come; ``event.compensated`` is
     False.  What is lost is small where images are large: a tanh CNN of three 3 x 3 layers on 8 x 8 digits, 3 of 16
     units stuck in each of two layers, lost 5 % of its output, and 0.003 of an accuracy of 0.912.  Such units are reset

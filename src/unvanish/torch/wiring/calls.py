@@ -18,24 +18,25 @@ _PADDED = ("input", "hx", "params", *_SEQUENCE, "batch_first")
 _PACKED = ("input", "batch_sizes", "hx", "params", *_SEQUENCE)
 
 
-def replay(func: Any, args: Any, kwargs: Any, places: list[Any]) -> Callable[[Tensor], Any]:
-    """The same call with another tensor in the place of the data; it keeps the other arguments, not the data."""
-    if len(places) != 1:
+def replay(func: Any, args: Any, kwargs: Any, places: list[Any]) -> Callable[..., Any]:
+    """The same call with other tensors in the places of the data; it keeps the other arguments, not the data."""
+    nested = any(not isinstance(args[place] if isinstance(place, int) else kwargs[place], Tensor) for place in places)
+    if not places or nested:  # torch.cat and the like: their tensors come as a list
         return _not_elementwise
-    place = places[0]
-    kept = tuple(None if index == place else argument for index, argument in enumerate(args))
-    named = {key: value for key, value in kwargs.items() if key != place}
+    kept = tuple(None if index in places else argument for index, argument in enumerate(args))
+    named = {key: value for key, value in kwargs.items() if key not in places}
 
-    def call(x: Tensor) -> Any:
-        if isinstance(place, int):
-            return func(*kept[:place], x, *kept[place + 1 :], **named)
-        return func(*kept, **{**named, place: x})
+    def call(*data: Tensor) -> Any:
+        assert len(data) == len(places), "a call on as many tensors as it had"
+        given = dict(zip(places, data, strict=True))
+        positional = (given.get(index, argument) for index, argument in enumerate(kept))
+        return func(*positional, **named, **{key: x for key, x in given.items() if not isinstance(key, int)})
 
     return call
 
 
-def _not_elementwise(_: Tensor) -> Any:
-    raise AssertionError("an op of several data inputs cannot be applied to one tensor")
+def _not_elementwise(*_: Tensor) -> Any:
+    raise AssertionError("an op that reads a list of tensors, or none, cannot be applied to others")
 
 
 @cache

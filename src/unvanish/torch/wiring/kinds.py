@@ -32,7 +32,7 @@ _NAMES: dict[OpKind, str] = {
     "recurrent": "rnn_tanh rnn_relu lstm gru rnn_tanh_cell rnn_relu_cell lstm_cell gru_cell",
     "embedding": "embedding embedding_bag",
     "normalization": "batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm normalize",
-    "activation": "relu relu6 leaky_relu prelu rrelu gelu silu mish elu selu celu glu softplus logsigmoid hardtanh "
+    "activation": "relu relu6 leaky_relu prelu rrelu gelu silu mish elu selu celu glu softplus log_sigmoid hardtanh "
     "hardsigmoid hardswish softshrink hardshrink tanhshrink softsign threshold tanh sigmoid sin cos clamp clamp_min "
     "clamp_max clip expit square exp erf",
     "softmax": "softmax log_softmax softmin gumbel_softmax",
@@ -69,6 +69,8 @@ def kind_of(name: str, data_inputs: int, weighted: bool) -> OpKind:
         data_inputs: how many of its tensors depend on the batch.
         weighted: whether it reads a parameter, or something computed from parameters alone.
     """
+    if name in ("max", "min") and data_inputs > 1:  # the larger of two, not the largest of one
+        return "merge"
     known = _KINDS.get(name)
     if known is not None:
         return known

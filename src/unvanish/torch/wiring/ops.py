@@ -32,6 +32,8 @@ class Op:
         function: the torch function.
         arguments: its arguments that are not tensors, by name.
         shape: of its (first) output.
+        outputs: how many tensors it returned.
+        members: of an activation of several ops (:func:`~unvanish.torch.wiring.with_activations`), these ops.
     """
 
     index: int
@@ -44,11 +46,13 @@ class Op:
     function: Callable[..., Any]
     arguments: Mapping[str, Any]
     shape: tuple[int, ...]
-    _call: Callable[[Tensor], Any] = field(repr=False, compare=False)
+    _call: Callable[..., Any] = field(repr=False, compare=False)
+    outputs: int = 1
+    members: tuple[int, ...] = ()
 
-    def apply(self, x: Tensor) -> Tensor:
-        """The same call on another tensor of any shape: for elementwise ops, such as a user's own activation."""
-        result = self._call(x.clone())
+    def apply(self, *x: Tensor) -> Tensor:
+        """The same call on other tensors of any shape, one for each of ``inputs``: for elementwise ops."""
+        result = self._call(*(one.clone() for one in x))
         assert isinstance(result, Tensor), f"{self.name} does not return one tensor"
         return result
 

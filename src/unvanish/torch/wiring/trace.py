@@ -133,7 +133,7 @@ class _Recorder(TorchFunctionMode):
         if not any(is_data for _, _, is_data, _ in sources):
             self._keep_constant(sources, outputs)
             return result
-        op = self._op(name, func, args, kwargs, sources, outputs[0])
+        op = self._op(name, func, args, kwargs, sources, outputs)
         for tensor in outputs:
             self._made_by[tensor] = op.index
         self.ops.append(op)
@@ -171,7 +171,7 @@ class _Recorder(TorchFunctionMode):
         name = self._parameters.get(id(tensor))
         return (name,) if name is not None else tuple(self._constants.get(tensor, ()))
 
-    def _op(self, name: str, func: Any, args: Any, kwargs: Any, sources: list[_Read], output: Tensor) -> Op:
+    def _op(self, name: str, func: Any, args: Any, kwargs: Any, sources: list[_Read], outputs: list[Tensor]) -> Op:
         roles = roles_of(name, func, args)
         data = [(place, source) for place, _, is_data, source in sources if is_data]
         parameters, computed = self._weights(name, roles, sources)
@@ -187,7 +187,8 @@ class _Recorder(TorchFunctionMode):
             computed=computed,
             function=func,
             arguments=plain,
-            shape=tuple(output.shape),
+            shape=tuple(outputs[0].shape),
+            outputs=len(outputs),
             _call=replay(func, args, kwargs, [place for place, _ in data]),
         )
 
