@@ -116,6 +116,40 @@ def test_dense_equals_the_net_with_the_formula_written_in(kind):
     torch.testing.assert_close(model(x), F.linear(h, model.head.weight, model.head.bias), rtol=1e-10, atol=1e-12)
 
 
+class ByHand(nn.Module):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.one, self.two, self.function = nn.Linear(3, 4), nn.Linear(4, 2), function
+
+    def forward(self, x):
+        return self.two(self.function(self.one(x)))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda u: u * torch.sigmoid(u),
+        lambda u: torch.where(u > 0, u, 0.1 * u),
+        lambda u: u.mul_(torch.sigmoid(u)),
+        lambda u: 1.7159 * torch.tanh(2 * u / 3),
+        F.logsigmoid,
+    ],
+)
+def test_activations_written_by_hand(function):
+    torch.manual_seed(0)
+    model, x = ByHand(function).double(), torch.randn(9, 3, dtype=torch.float64)
+    report = insert_normalization_(model, "layer", x)
+    assert [new.layer for new in report.inserted] == ["one"]
+    h = function(F.layer_norm(F.linear(x, model.one.weight, model.one.bias), (4,)))
+    torch.testing.assert_close(model(x), F.linear(h, model.two.weight, model.two.bias))
+
+
+def test_a_gate_is_no_activation():
+    model = ByHand(lambda u: F.pad(u[:, :2] * torch.sigmoid(u[:, 2:]), (0, 2)))
+    with pytest.raises(ValueError, match="no activation follows it alone"):
+        insert_normalization_(model, "layer", torch.randn(9, 3))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_equal_the_net_with_the_formula_written_in(kind):
     torch.manual_seed(0)

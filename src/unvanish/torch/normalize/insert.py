@@ -12,7 +12,7 @@ from unvanish.torch.normalize.joining import groups_for, join, leave
 from unvanish.torch.normalize.layers import Kind, Layer, norm_for
 from unvanish.torch.normalize.places import places, unbroken_depth
 from unvanish.torch.normalize.report import Inserted, NormalizationReport
-from unvanish.torch.wiring import trace
+from unvanish.torch.wiring import trace, with_activations
 
 _DEEP = 30  # plain nets of 30 normalised layers still learned in our measurements, of 100 hardly any
 
@@ -31,8 +31,9 @@ def insert_normalization_(
     square over the features and subtracts nothing.  :math:`\gamma = 1, \beta = 0` at first.
 
     A norm goes behind every ``nn.Linear``, ``nn.Conv*d`` and ``nn.ConvTranspose*d`` whose output goes, alone, into an
-    activation (a module or a function, views, pooling and dropout may lie between) that another layer reads.  Not
-    where a norm stands already, in front, behind or behind the activation; not in the head; not at frozen layers.
+    activation (a module, a function, or several ops that you wrote by hand such as ``x * torch.sigmoid(x)``; views,
+    pooling and dropout may lie between) that another layer reads.  Not where a norm stands already, in front, behind or
+    behind the activation; not in the head; not at frozen layers.
 
     ====== ============================== ====================================== ======================================
     kind   (samples, features)            (samples, ..., features)               (samples, channels, ...)
@@ -91,7 +92,8 @@ def insert_normalization_(
     """
     check_model(model, kind)
     check_optimizer(optimizer)
-    wiring = trace(model, inputs)
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    wiring = with_activations(trace(model, inputs), like)
     found, left = places(model, wiring, kind)
     if not found:
         reasons = "\n".join(f"  {old.layer}: {old.reason}" for old in left) or "  it has no linear layer or convolution"
