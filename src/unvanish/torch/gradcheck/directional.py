@@ -19,6 +19,7 @@ from torch import Tensor
 from unvanish.torch.gradcheck.differences import ROUNDING, Differences, differences
 from unvanish.torch.gradcheck.stream import Draws
 from unvanish.torch.gradcheck.units import ForwardError, Unit
+from unvanish.torch.gradcheck.values import real
 
 TOLERANCE = 1e-7
 _FLOOR = 1e-2  # an entry near zero moves by this much of the typical one
@@ -169,7 +170,7 @@ class Probe:
                 )
         except Exception as error:
             raise BackwardError from error
-        return [g.to_dense() if g is not None and g.layout is not torch.strided else g for g in found]
+        return [None if g is None else real(g if g.layout is torch.strided else g.to_dense()) for g in found]
 
     def numerics(self, shifts: Sequence[Tensor | None], step: float) -> list[Differences]:
         """Differences of all outputs along a direction."""

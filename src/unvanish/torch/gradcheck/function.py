@@ -14,14 +14,15 @@ from unvanish.torch.gradcheck.report import Given, Report
 from unvanish.torch.gradcheck.results import GradientCheck, named_type
 from unvanish.torch.gradcheck.session import eager
 from unvanish.torch.gradcheck.units import Unit, floating
-from unvanish.torch.gradcheck.values import Keeper, fill, held_in
+from unvanish.torch.gradcheck.values import Keeper, continuous, fill, held_in
 from unvanish.torch.rehearsal.copies import preserved_randomness
 
 
 def gradcheck_function(function: Callable[..., Any], *inputs: Any) -> GradientCheck:
     r"""Is the derivative of one function right? For a custom ``torch.autograd.Function`` pass its ``apply``.
 
-    The same check as ``gradcheck``, of ``function(*inputs)`` by every floating-point tensor among its inputs.
+    The same check as ``gradcheck``, of ``function(*inputs)`` by every floating-point tensor among its inputs, and by
+    the real and the imaginary part of every complex one.
 
     .. math:: \langle J^T c, d \rangle = \langle c, D f(x)[d] \rangle
 
@@ -61,8 +62,7 @@ def gradcheck_function(function: Callable[..., Any], *inputs: Any) -> GradientCh
 
 def _unit(function: Callable[..., Any], inputs: tuple[Any, ...]) -> Unit:
     tracked = [
-        one.detach().clone().requires_grad_() if isinstance(one, Tensor) and one.is_floating_point() else one
-        for one in inputs
+        one.detach().clone().requires_grad_() if isinstance(one, Tensor) and continuous(one) else one for one in inputs
     ]
     template, name = Keeper().keep(tuple(tracked)), _name(function)
     entering = tuple(held_in(template, "input"))

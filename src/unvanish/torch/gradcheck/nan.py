@@ -13,13 +13,13 @@ from unvanish.torch.gradcheck.report import Given, Report
 from unvanish.torch.gradcheck.results import Failure
 from unvanish.torch.gradcheck.stream import Draws
 from unvanish.torch.gradcheck.units import ForwardError, Unit
-from unvanish.torch.gradcheck.values import Held
+from unvanish.torch.gradcheck.values import Held, real
 
 
 def has_nan(values: Tensor) -> bool:
     """The sum of finite numbers is no NaN: most tensors are read once."""
     plain = values.layout is torch.strided and not values.is_nested
-    return plain and math.isnan(float(values.sum())) and bool(values.isnan().any())
+    return plain and math.isnan(float(real(values).sum())) and bool(values.isnan().any())
 
 
 def blame(unit: Unit, probe: Probe, report: Report) -> bool:

@@ -12,7 +12,7 @@ from torch.autograd import Function
 from unvanish.torch.gradcheck.capture import FunctionCall, ModuleCall, real_call, replaced_calls
 from unvanish.torch.gradcheck.plain import is_plain
 from unvanish.torch.gradcheck.units import Supply, Unit
-from unvanish.torch.gradcheck.values import Held, fill, held_in
+from unvanish.torch.gradcheck.values import Held, continuous, fill, held_in
 
 
 def module_unit(
@@ -85,7 +85,7 @@ class _Answers:
 
 def _trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, bool]]:
     for name, parameter in module.named_parameters(recurse=bool(module._modules)):
-        if parameter.requires_grad and parameter.is_floating_point():
+        if parameter.requires_grad and continuous(parameter):
             yield name, parameter, "." in name
 
 

@@ -13,24 +13,30 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-_LOWER = frozenset({torch.float32, torch.float16, torch.bfloat16})
-_CASTS = frozenset({Tensor.float, Tensor.half, Tensor.bfloat16})
+_HIGHER = {
+    **dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float64),
+    **dict.fromkeys((torch.complex64, torch.complex32), torch.complex128),
+}
+_CASTS = {  # PyTorch's type hints know only some of them
+    **{getattr(Tensor, name): torch.float64 for name in ("float", "half", "bfloat16")},
+    **{getattr(Tensor, name): torch.complex128 for name in ("cfloat", "chalf")},
+}
 
 
 class _Double(TorchFunctionMode):
-    """Answers every request for a lower floating dtype with float64."""
+    """Answers every request for a lower floating dtype with float64, or complex128."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in _CASTS:
-            return args[0].double()
+            return args[0].to(_CASTS[func])
         kwargs = {key: _raised(value) for key, value in kwargs.items()} if kwargs else {}
         return func(*map(_raised, args), **kwargs)
 
 
 def _raised(value: Any) -> Any:
-    return torch.float64 if isinstance(value, torch.dtype) and value in _LOWER else value
+    return _HIGHER.get(value, value) if isinstance(value, torch.dtype) else value
 
 
 @contextmanager

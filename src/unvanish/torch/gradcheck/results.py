@@ -34,6 +34,7 @@ class Failure:
 
     ``analytic`` (backward) and ``numeric`` (differences) are derivatives of the module's outputs along one random
     direction of length one, by this entry.  They and ``index`` are None where ``problem`` is no wrong derivative.
+    Of a complex tensor the last index is 0 for the real and 1 for the imaginary part.
     """
 
     module: str

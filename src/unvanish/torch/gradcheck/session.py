@@ -18,7 +18,7 @@ from unvanish.torch.gradcheck.pieces import function_unit, module_unit
 from unvanish.torch.gradcheck.report import Given, Report
 from unvanish.torch.gradcheck.results import GradientCheck, Skipped
 from unvanish.torch.gradcheck.units import Supply, Unit
-from unvanish.torch.gradcheck.values import fill, held_in
+from unvanish.torch.gradcheck.values import continuous, fill, held_in
 from unvanish.torch.gradcheck.whole import whole_loss
 from unvanish.torch.probe.scopes import clean
 from unvanish.torch.rehearsal.copies import working_copy
@@ -119,12 +119,16 @@ class Session:
                 report.skipped.append(Skipped(name, type(module).__name__, f"not used by this batch: {', '.join(own)}"))
 
 
+def _complex128(values: torch.Tensor) -> torch.Tensor:
+    return values.to(torch.complex128) if values.is_complex() else values
+
+
 def _to_float64(model: nn.Module, goal: Objective) -> None:
     """The copies in float64, also tensors that are plain attributes; power iterations as they stand."""
     parts = [part for part in (model, goal.loss_fn, goal.objective) if isinstance(part, nn.Module)]
     try:
         for part in parts:
-            part.double()
+            part.double()._apply(_complex128)
     except Exception as error:
         raise ValueError(
             f"The model could not be turned to float64: {type(error).__name__}: {error}. "
@@ -133,8 +137,8 @@ def _to_float64(model: nn.Module, goal: Objective) -> None:
         ) from error
     for module in (module for part in parts for module in part.modules()):
         for name, value in vars(module).items():
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
-                vars(module)[name] = value.detach().double()
+            if isinstance(value, torch.Tensor) and continuous(value):
+                vars(module)[name] = _complex128(value.detach()) if value.is_complex() else value.detach().double()
         hooks = module._forward_pre_hooks.values()
         if isinstance(module, _SpectralNorm) or any(isinstance(hook, SpectralNorm) for hook in hooks):
             module.training = False  # in training it turns its vectors at each call, and takes them for constants

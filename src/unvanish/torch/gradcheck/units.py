@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from unvanish.torch.gradcheck.conventions import Graph, are_log_probabilities, graph_of
 from unvanish.torch.gradcheck.precision import double_precision
-from unvanish.torch.gradcheck.values import Held, contents
+from unvanish.torch.gradcheck.values import Held, contents, continuous, real
 
 Supply = Callable[[Held], Tensor]
 _SEED = 20210501
@@ -31,7 +31,7 @@ class ForwardError(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Leaf:
-    """A tensor that the piece is differentiated by; ``base`` has its numbers."""
+    """A tensor that the piece is differentiated by; ``base`` has its numbers (see ``real``)."""
 
     name: str
     base: Tensor
@@ -77,20 +77,23 @@ class Unit:
 
     def first(self) -> tuple[list[Tensor], list[Leaf], list[Tensor]]:
         """Outputs with their graph, the leaves, and the leaves' tensors in the graph."""
-        entries = {held: held.data.detach().requires_grad_() for held in self.inputs}
-        outputs = self._outputs({held: tensor.clone() for held, tensor in entries.items()})
+        entries = {held: real(held.data).detach().requires_grad_() for held in self.inputs}
+        outputs = self._outputs({held: _as_given(held, tensor.clone()) for held, tensor in entries.items()})
         graph = Graph(set()) if self.plain else graph_of(outputs)
         bound = {held for held in entries if graph.log_probabilities and are_log_probabilities(held.data)}
         if bound:
-            outputs = self._outputs({h: t.log_softmax(-1) if h in bound else t.clone() for h, t in entries.items()})
+            given = {h: t.log_softmax(-1) if h in bound else _as_given(h, t.clone()) for h, t in entries.items()}
+            outputs = self._outputs(given)
         taken = [(name, p) for name, p, if_used in self.parameters if not if_used or id(p) in graph.leaves]
         leaves = [
-            Leaf(name, p.detach().clone(), p, padding=graph.padding.get(id(p)), excused=id(p) in graph.by_frequency)
+            Leaf(
+                name, real(p.detach()).clone(), p, padding=graph.padding.get(id(p)), excused=id(p) in graph.by_frequency
+            )
             for name, p in taken
         ]
         tensors: list[Tensor] = [leaf.parameter for leaf in leaves if leaf.parameter is not None]
         for held, tensor in entries.items():
-            leaves.append(Leaf(self.inputs[held], held.data, held=held, log_probabilities=held in bound))
+            leaves.append(Leaf(self.inputs[held], real(held.data), held=held, log_probabilities=held in bound))
             tensors.append(tensor)
         return outputs, leaves, tensors
 
@@ -107,7 +110,7 @@ class Unit:
         finally:
             for leaf, shift in pairs:
                 if leaf.parameter is not None and shift is not None:
-                    leaf.parameter.data.copy_(leaf.base)
+                    real(leaf.parameter.data).copy_(leaf.base)
 
     def values(self, outputs: Sequence[Tensor]) -> list[Tensor]:
         """Their numbers, apart from the parameters that they may be views of."""
@@ -125,7 +128,7 @@ class Unit:
             except Exception as error:  # the user's code, in a precision it may not be written for
                 raise ForwardError from error
         return [
-            y
+            real(y)
             for y in floating(found)
             if (self.alone or not copies.passed_on(y)) and not (y.is_leaf and y.requires_grad)
         ]
@@ -169,11 +172,16 @@ def _moved(pairs: Sequence[tuple[Leaf, Tensor | None]], step: float) -> dict[Hel
         if leaf.held is not None:
             there = leaf.base.detach().requires_grad_()  # the same branches as with a gradient
             there = there.clone() if shift is None else torch.add(there, shift, alpha=step)
-            moved[leaf.held] = there.log_softmax(-1) if leaf.log_probabilities else there
+            moved[leaf.held] = there.log_softmax(-1) if leaf.log_probabilities else _as_given(leaf.held, there)
         elif shift is not None:
             assert leaf.parameter is not None, "a leaf is a parameter or an input"
-            torch.add(leaf.base, shift, alpha=step, out=leaf.parameter.data)  # .data: no new version for autograd
+            torch.add(leaf.base, shift, alpha=step, out=real(leaf.parameter.data))  # .data: no new version for autograd
     return moved
+
+
+def _as_given(held: Held, values: Tensor) -> Tensor:
+    """Real and imaginary parts as the complex numbers that the program knows."""
+    return torch.view_as_complex(values) if held.data.is_complex() else values
 
 
 class _Copies:
@@ -196,11 +204,11 @@ class _Copies:
 
 
 def _without_nan(values: Tensor) -> Tensor:
-    return values.masked_fill(values.isnan(), 0.5) if values.is_floating_point() or values.is_complex() else values
+    return values.masked_fill(values.isnan(), 0.5) if continuous(values) else values
 
 
 def _jittered(values: Tensor, size: float) -> Tensor:
-    if not values.is_floating_point() or values.layout is not torch.strided:
+    if not continuous(values) or values.layout is not torch.strided:
         return values
     signs = torch.arange(values.numel(), device=values.device).remainder_(3).sub_(1).view(values.shape)
     return values + values * signs * size
@@ -216,12 +224,12 @@ def _seed() -> None:
 
 
 def floating(value: Any) -> list[Tensor]:
-    """All floating tensors of an output, each once."""
+    """All floating and complex tensors of an output, each once."""
     found: dict[int, Tensor] = {}
 
     def walk(part: Any) -> None:
         if isinstance(part, Tensor):
-            if part.is_floating_point() and part.layout is torch.strided and not part.is_nested and part.numel():
+            if continuous(part) and part.layout is torch.strided and not part.is_nested and part.numel():
                 found[id(part)] = part
         else:
             for inner in part if type(part) in (tuple, list) else (contents(part) or {}).values():

@@ -20,7 +20,7 @@ _CONSTANT = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Held:
-    """The numbers of one tensor, in float64 if it is floating. ``differentiable``: backward reaches it."""
+    """The numbers of one tensor, in float64 (complex128) if it is floating. ``differentiable``: backward reaches it."""
 
     data: Tensor
     differentiable: bool
@@ -69,12 +69,24 @@ class Keeper:
 
 def _tracked(tensor: Tensor) -> bool:
     plain = tensor.layout is torch.strided and not tensor.is_nested
-    return tensor.requires_grad and tensor.is_floating_point() and plain
+    return tensor.requires_grad and continuous(tensor) and plain
+
+
+def continuous(tensor: Tensor) -> bool:
+    """Floating or complex numbers: there are derivatives by them."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def real(tensor: Tensor) -> Tensor:
+    """A view of complex numbers with the real and the imaginary part along a last axis; others as they are."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def _copied(tensor: Tensor) -> Tensor:
     detached = tensor.detach()
-    return detached.to(torch.float64, copy=True) if tensor.is_floating_point() else detached.clone()
+    if not continuous(tensor):
+        return detached.clone()
+    return detached.to(torch.complex128 if tensor.is_complex() else torch.float64, copy=True)
 
 
 def _thing(value: Any) -> Thing:
