@@ -5,7 +5,7 @@
     python benchmarks/init_depth.py --act relu --seeds 0 --init default
     python benchmarks/init_depth.py --depth 100 --init all
 
-scikit-learn's digits, 1,437 to train and 360 to test, batch 64 (CNN 32).  The networks are ordinary ones of nn.Linear
+scikit-learn's digits, 1,437 to train and 360 to test, batch 64.  The networks are ordinary ones of nn.Linear
 and nn.Conv2d, trained by torch.optim.RMSprop at the learning rate of ``learning_rate``.  Accuracy is on the test set
 after 60 and after 100 steps; nothing is picked by it.
 """
@@ -113,7 +113,7 @@ def train(args: argparse.Namespace, act: str, init: str, seed: int, conv: bool) 
     rate = learning_rate(model, data.x[:2], c=args.c)
     inner: Optimizer = torch.optim.RMSprop(model.parameters(), lr=rate)
     optimizer = CenteredUpdates(inner) if args.centered else inner
-    batches, accuracies, seconds = data.batches(32 if conv else 64, seed), [], 0.0
+    batches, accuracies, seconds = data.batches(args.batch, seed), [], 0.0
     for step in range(1, max(args.steps) + 1):
         start = time.process_time()
         x, y = next(batches)
@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--act", nargs="+", choices=list(ACTIVATIONS), default=list(ACTIVATIONS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, nargs="+", default=[60, 100], help="after which to measure accuracy")
+    parser.add_argument("--batch", type=int, default=64, help="samples per step")
     parser.add_argument("--init", choices=[*INITS, "all"], default="ours")
     parser.add_argument("--net", choices=["mlp", "cnn", "both"], default="both")
     parser.add_argument("--c", type=float, help="the rate is c / (fan_in depth); one over the activation's slope")
