@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+
+_HANDED_IN = ("AccumulateGrad", "CloneBackward0", "ViewAsComplexBackward0", "ViewAsRealBackward0")
 
 
 @dataclass(slots=True)
@@ -31,6 +34,13 @@ def graph_of(outputs: Sequence[Tensor]) -> Graph:
         elif name in ("EmbeddingBackward0", "EmbeddingBagBackward0"):
             _embedding(node, graph)
     return graph
+
+
+def is_one_function(outputs: Sequence[Tensor]) -> bool:
+    """Does a custom Function make all of them, and nothing else? Its backward is written by hand."""
+    names = [type(node) for node in _nodes(outputs)]
+    custom = [one for one in names if issubclass(one, BackwardCFunction)]
+    return len(custom) == 1 and all(one in custom or one.__name__ in _HANDED_IN for one in names)
 
 
 def _embedding(node: Any, graph: Graph) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -60,6 +60,12 @@ class Differences:
     def rounding(self, cotangent: Tensor) -> float:
         """How much of that rounding alone can make."""
         return float(torch.linalg.vector_norm(cotangent.reshape(-1) * self.size)) * ROUNDING / self.step
+
+    def without(self, entries: Tensor) -> Differences:
+        """The same with these entries left out, too."""
+        left_out = entries.reshape(-1) if self.smooth is None else entries.reshape(-1) | ~self.smooth
+        self.rows.masked_fill_(left_out, 0.0)
+        return replace(self, size=self.size.masked_fill(left_out, 0.0), smooth=~left_out)
 
     def move(self) -> bool:
         """Does any entry move by more than rounding?"""

@@ -73,15 +73,16 @@ class Probe:
         self.unit, self.draws = unit, draws
         self.outputs, self.leaves, self._tensors = unit.first()
         self.values = unit.values(self.outputs)
-        self._tracked = [k for k, y in enumerate(self.outputs) if y.requires_grad]
+        self.tracked = [k for k, y in enumerate(self.outputs) if y.requires_grad]
         self._scales = [spread(y) for y in self.values]
         self.noise: list[Tensor] | None = None  # in each entry of the outputs, where it was listened to
+        self.bent: dict[int, Tensor] = {}  # of each output, the entries that are left out
         self._widths = [1.0] * len(self.leaves)
 
     @property
     def judgeable(self) -> bool:
         """Is there anything to differentiate?"""
-        return bool(self._tracked and any(leaf.base.numel() for leaf in self.leaves))
+        return bool(self.tracked and any(leaf.base.numel() for leaf in self.leaves))
 
     def shifts(self, chosen: Sequence[int]) -> list[Tensor | None]:
         """A random direction of the chosen leaves; each entry moves in proportion to its size."""
@@ -127,7 +128,7 @@ class Probe:
 
     def cotangents(self) -> list[Tensor]:
         """A random cotangent of length one; every output tensor has the same weight, whatever its size and scale."""
-        drawn = [self.draws.like(y) if k in self._tracked else torch.zeros_like(y) for k, y in enumerate(self.values)]
+        drawn = [self.draws.like(y) if k in self.tracked else torch.zeros_like(y) for k, y in enumerate(self.values)]
         weights = [1 / (scale * math.sqrt(y.numel())) for y, scale in zip(drawn, self._scales, strict=True)]
         length = math.hypot(*(w * length_of(c) for w, c in zip(weights, drawn, strict=True))) or 1.0
         return [c * (w / length) for w, c in zip(weights, drawn, strict=True)]
@@ -146,7 +147,7 @@ class Probe:
                 cotangent.mul_(numeric.smooth.view(cotangent.shape))
         still = min(STILL * math.hypot(*map(contribution, cotangents, self.noise or ())), self.most_noise())
         measure = _compared(cotangents, numerics, self.gradients(cotangents), shifts, still)
-        loose = (numeric for k, numeric in enumerate(numerics) if k not in self._tracked)
+        loose = (numeric for k, numeric in enumerate(numerics) if k not in self.tracked)
         return replace(measure, adrift=True) if any(n.move() for n in loose) else measure
 
     def repeated(self, chosen: Sequence[int], steps: Sequence[float]) -> list[Measure]:
@@ -162,9 +163,9 @@ class Probe:
         try:
             with self.unit.conditions():
                 found = torch.autograd.grad(
-                    [self.outputs[k] for k in self._tracked],
+                    [self.outputs[k] for k in self.tracked],
                     self._tensors,
-                    [cotangents[k] for k in self._tracked],
+                    [cotangents[k] for k in self.tracked],
                     retain_graph=True,
                     allow_unused=True,
                 )
@@ -172,15 +173,20 @@ class Probe:
             raise BackwardError from error
         return [None if g is None else real(g if g.layout is torch.strided else g.to_dense()) for g in found]
 
-    def numerics(self, shifts: Sequence[Tensor | None], step: float) -> list[Differences]:
-        """Differences of all outputs along a direction."""
+    def around(self, shifts: Sequence[Tensor | None], step: float) -> list[list[Tensor]]:
+        """All outputs a step and half a step to both sides."""
         with self.unit.moving(self.leaves, shifts) as at:
             moved = [at(factor * step) for factor in (1.0, -1.0, 0.5, -0.5)]
         if any([y.shape for y in values] != [y.shape for y in self.values] for values in moved):
             raise ForwardError from ValueError("its outputs have other shapes when its inputs move a little")
+        return moved
+
+    def numerics(self, shifts: Sequence[Tensor | None], step: float) -> list[Differences]:
+        """Differences of all outputs along a direction."""
         sizes = self._sizes()
-        outputs = zip(self.values, zip(*moved, strict=True), strict=True)
-        return [differences(y, sizes[k], around, step) for k, (y, around) in enumerate(outputs)]
+        outputs = zip(self.values, zip(*self.around(shifts, step), strict=True), strict=True)
+        found = [differences(y, sizes[k], around, step) for k, (y, around) in enumerate(outputs)]
+        return [one.without(self.bent[k]) if k in self.bent else one for k, one in enumerate(found)]
 
     def _sizes(self) -> list[Tensor] | list[float]:
         """What the outputs' rounding goes by: their own size, or the noise in them."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from unvanish.torch.gradcheck.conventions import is_one_function
 from unvanish.torch.gradcheck.directional import BackwardError, Probe
+from unvanish.torch.gradcheck.kinks import KINK_TOLERANCE, KinkCheck, check_kinks
 from unvanish.torch.gradcheck.locate import worst_entry
 from unvanish.torch.gradcheck.nan import blame, has_nan
 from unvanish.torch.gradcheck.report import Report
@@ -43,21 +45,38 @@ def _nothing(probe: Probe) -> str:
 def _judged(unit: Unit, probe: Probe, report: Report) -> bool:
     try:
         found = judge(probe)
+        restless = found.whole.right is not True and _restless(probe)
+        kinks = KinkCheck() if restless else _kinks(probe, found)
     except BackwardError as error:
         return _backward_raised(unit, error, report)
     except ForwardError as error:
         report.skip(unit, f"it could not be run again with inputs moved a little: {said(error)}")
         return True
-    if found.whole.right is not True and _restless(probe):
+    if restless:
         report.skip(unit, "it gives another output at each call, with the same inputs and random numbers")
-        return True
-    tell(unit, probe, found, report)
-    return not found.wrong
+    elif kinks.leaf is not None:
+        _wrong_at_a_kink(unit, probe, kinks, report)
+    else:
+        tell(unit, probe, found, report, at_kinks=kinks.judged > 0)
+    return restless or (kinks.leaf is None and not found.wrong)
 
 
-def tell(unit: Unit, probe: Probe, found: Judgement, report: Report) -> None:
-    """Write down what was found."""
+def _kinks(probe: Probe, found: Judgement) -> KinkCheck:
+    """Only a backward written by hand is called wrong there; that of PyTorch's own functions follows conventions."""
+    by_hand = probe.unit.strict and not found.wrong and found.whole.best.kinks > 0 and is_one_function(probe.outputs)
+    if by_hand:
+        return check_kinks(probe)
+    check = check_kinks(probe) if found.nowhere_smooth else KinkCheck()
+    return check if check.leaf is None else KinkCheck()
+
+
+def tell(unit: Unit, probe: Probe, found: Judgement, report: Report, at_kinks: bool = False) -> None:
+    """Write down what was found. ``at_kinks``: where nothing is smooth, it is right on both sides."""
     best = found.whole.best
+    if found.nowhere_smooth and at_kinks:
+        report.check(ModuleCheck(unit.module, unit.kind, 0.0, KINK_TOLERANCE, best.kinks, unit.calls, ok=True))
+        report.checked |= unit.alone or any(leaf.parameter is not None for leaf in probe.leaves)
+        return
     if found.wrong or found.whole.right:
         report.check(
             ModuleCheck(unit.module, unit.kind, best.error, best.allowed, best.kinks, unit.calls, not found.wrong)
@@ -83,6 +102,18 @@ def tell(unit: Unit, probe: Probe, found: Judgement, report: Report) -> None:
         report.skip(unit, f"the derivative by {name} could not be told: too small beside rounding, or no smooth place")
     if not (found.whole.right or found.wrong or found.cut or found.untold):
         report.skip(unit, "tensor by tensor it is right, but not along a direction of all of them: undecided")
+
+
+def _wrong_at_a_kink(unit: Unit, probe: Probe, kinks: KinkCheck, report: Report) -> None:
+    assert kinks.leaf is not None, "something is wrong"
+    analytic, numeric = kinks.analytic, kinks.nearest
+    error = abs(analytic - numeric) / max(abs(analytic), abs(numeric))
+    low, high = sorted(kinks.sides)
+    along = "" if kinks.index is not None else " along a direction"
+    problem = f"{_WRONG} at a kink, outside of the one-sided ones {low:.6g} and {high:.6g}{along}"
+    name = probe.leaves[kinks.leaf].name
+    report.check(ModuleCheck(unit.module, unit.kind, error, KINK_TOLERANCE, 1.0, unit.calls, ok=False))
+    report.fail(Failure(unit.module, unit.kind, name, problem, kinks.index, analytic, numeric, error))
 
 
 def _failure(unit: Unit, probe: Probe, k: int) -> Failure:

@@ -35,7 +35,7 @@ class Entry:
 def worst_entry(probe: Probe, which: int) -> Entry | None:
     """The entry with the largest difference among those looked at; None where none could be measured."""
     base = probe.leaves[which].base
-    cotangents = probe.cotangents()
+    cotangents = [c * ~probe.bent[k] if k in probe.bent else c for k, c in enumerate(probe.cotangents())]
     gradient = probe.gradients(cotangents)[which]
     analytic = torch.zeros_like(base) if gradient is None else gradient
     flat = analytic.reshape(-1)
@@ -63,7 +63,8 @@ class _Search:
         numerics = self._probe.numerics(shifts, _STEP)
         slopes = [n.along(c) for c, n in zip(self._cotangents, numerics, strict=True)]
         blur = max(abs(sum(slope.uneven for slope in slopes)), abs(sum(slope.bent for slope in slopes)))
-        kinks = any(n.smooth is not None for n in numerics)
+        pairs = zip(self._cotangents, numerics, strict=True)
+        kinks = any(n.smooth is not None and bool(c.reshape(-1)[~n.smooth].any()) for c, n in pairs)
         return sum(slope.value for slope in slopes), math.inf if kinks else blur
 
     def entry(self, k: int) -> Entry | None:

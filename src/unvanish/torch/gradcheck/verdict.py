@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from unvanish.torch.gradcheck.directional import Measure, Probe
+from unvanish.torch.gradcheck.linear import leave_out_bent
 from unvanish.torch.gradcheck.noise import is_rounding, listening
 
 # Steps in turn: the middle one is right for smooth pieces; a smaller one meets fewer kinks, a larger one less rounding.
@@ -48,10 +49,17 @@ class Judgement:
     cut: list[int] = field(default_factory=list)
     untold: list[int] = field(default_factory=list)
 
+    @property
+    def nowhere_smooth(self) -> bool:
+        """Is it unknown because all outputs are at kinks or jumps?"""
+        return self.whole.right is None and not self.wrong and all(m.kinks == 1 for m in self.whole.measures)
+
 
 def verdict(probe: Probe, chosen: Sequence[int], steps: Sequence[float] = _STEPS) -> Verdict:
-    """Measure along random directions until it is clear; where it is not right, once more with the noise known."""
+    """Measure until it is clear; what seems wrong without entries that are not linear, and with the noise known."""
     found = _verdict(probe, chosen, steps)
+    while found.right is False and leave_out_bent(probe, chosen):
+        found = _verdict(probe, chosen, steps)
     if found.right:
         return found
     with listening(probe, chosen) as loud:
