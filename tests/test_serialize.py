@@ -40,6 +40,14 @@ def test_every_noun_survives_the_round_trip(kind):
     check()
 
 
+def test_whole_numbers_where_floats_belong_are_written_as_floats():
+    text = serialize.to_json(Evidence("rows", 3, "", "0"))
+    assert serialize.to_json(serialize.from_json(Evidence, text)) == text
+    with_none = serialize.to_json(LossView(value=1, floor=2, classes=3))
+    assert serialize.to_json(serialize.from_json(LossView, with_none)) == with_none
+    assert json.loads(with_none)["classes"] == 3
+
+
 findings = st.recursive(
     st.builds(Finding, symptoms=st.just(())),
     lambda inner: st.builds(Finding, symptoms=st.lists(inner, max_size=2).map(tuple)),

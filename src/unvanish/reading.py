@@ -161,6 +161,15 @@ def trainable(flow: Flow) -> tuple[Parameter, ...]:
     return tuple(p for p in flow.parameters if p.requires_grad and p.in_optimizer is not False)
 
 
+def moved(flow: Flow) -> bool:
+    """Did a step change any weight before the latest look?  A schedule that starts at 0 changes none."""
+    if not flow.snapshots:
+        return False
+    looks = (flow.parameters, *(snapshot.parameters for snapshot in flow.snapshots[:-1]))
+    updates = [p.log_update for parameters in looks for p in parameters]
+    return any(update is not None and update > -math.inf for update in updates)
+
+
 def last_parameters(flow: Flow) -> dict[str, Parameter]:
     """Parameters as they were at the latest look."""
     latest = flow.snapshots[-1].parameters if flow.snapshots else flow.parameters

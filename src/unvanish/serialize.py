@@ -51,8 +51,9 @@ def from_json(kind: type[T], text: str, *, schema: int | None = None) -> T:
 
 def _plain(value: object) -> object:
     """The value in dicts, lists, strings and finite numbers only."""
-    if dataclasses.is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        hints = _hints(type(value))
+        return {f.name: _plain(_as_hinted(getattr(value, f.name), hints[f.name])) for f in dataclasses.fields(value)}
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
@@ -63,6 +64,12 @@ def _plain(value: object) -> object:
         f"{type(value).__name__} cannot be written as JSON. Expected numbers, strings, tuples and dataclasses of "
         "these. Convert the value to a plain Python number first."
     )
+
+
+def _as_hinted(value: object, hint: Any) -> object:
+    """A whole number in a field for floats is written as the float it is read as: 0 as 0.0."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if whole and (hint is float or float in get_args(hint)) else value  # type: ignore[arg-type]
 
 
 def _read(kind: Any, data: Any, path: str) -> Any:

@@ -161,7 +161,7 @@ class LossView:
     "bce_with_logits", "other"); ``floor`` the best loss of a constant prediction (class prior, mean, median);
     ``feeding`` the op whose output the loss reads ("softmax", "sigmoid", "relu", "linear"...);
     ``reduction`` "mean", "sum", "none" or None; ``broadcast`` two shapes that silently broadcast to a larger
-    one inside the loss.
+    one inside the loss; ``requires_grad`` = backward from it leads anywhere.
     """
 
     value: float

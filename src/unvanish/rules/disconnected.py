@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from unvanish import reading
 from unvanish.rules import _flows
-from unvanish.types import Cut, Evidence, Finding, Flow, Site
+from unvanish.types import Cut, Evidence, Finding, Flow, Parameter, Site
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
 
@@ -22,7 +22,7 @@ class Disconnected(AbstractRule):
     Five ways to lose a path, each told by its own sign: `.detach()`, `.data`, `.item()`, `.numpy()` or `no_grad` (a
     later module is fed with data that needs no gradient); an op that is flat by definition (round, sign, argmax:
     gradient exactly zero behind it); layers in a Python list (in the loss's graph, but not in model.parameters());
-    parameters that get a gradient but are not in the optimizer; a loss that requires no gradient at all.
+    parameters that get a gradient but are not in the optimizer, be it some or all; a loss that has no graph at all.
     Frozen weights, spare heads and idle experts are no fault: nothing behind them was meant to train, or nothing after
     them reads what they put out.
 
@@ -57,9 +57,10 @@ class Disconnected(AbstractRule):
         return self._finding(
             ("loss",),
             0.99,
-            "The loss requires no gradient: backward() can reach no weight "
+            "The loss has no graph: backward() can reach no weight "
             f"({detail}). Expected: a loss computed from the model's output by tensor ops only. "
-            "Look for .item(), .numpy(), .data, torch.no_grad() or torch.tensor(...) between output and loss.",
+            "Look for .item(), .numpy(), .data, .argmax(), torch.no_grad() or torch.tensor(...) between output and loss; "
+            ".requires_grad_(True) on the loss itself only hides the cut.",
             "drop .item(), .numpy(), .data and no_grad() between output and loss",
         )
 
@@ -125,8 +126,10 @@ class Disconnected(AbstractRule):
             p for p in flow.parameters if p.registered and p.requires_grad and p.reached and p.in_optimizer is False
         ]
         well = reading.learns(flow) and (reading.trains(flow) or 0.0) >= self.trains
-        if not lost or not any(p.in_optimizer for p in flow.parameters) or well:
+        if not lost or well:
             return None  # a net that trains well may have a second optimizer; the notes mention these weights
+        if not any(p.in_optimizer for p in flow.parameters):
+            return self._stale_optimizer(lost)
         modules = tuple(dict.fromkeys(p.name.rpartition(".")[0] or p.name for p in lost))
         return self._finding(
             modules,
@@ -136,6 +139,16 @@ class Disconnected(AbstractRule):
             "gradient is in one of optimizer.param_groups. Pass model.parameters(), or set requires_grad_(False) on "
             "what should stay.",
             "pass all trainable parameters to the optimizer",
+        )
+
+    def _stale_optimizer(self, lost: list[Parameter]) -> Finding:
+        return self._finding(
+            ("optimizer",),
+            0.95,
+            f"The optimizer holds none of the {len(lost)} parameters that get a gradient: its steps move tensors that the "
+            "loss does not depend on. Expected: an optimizer made from the model that is trained. Make it after the model "
+            "is final: a model that is built anew, copied or re-wrapped afterwards has other parameters.",
+            "make the optimizer after the model is final: Opt(model.parameters())",
         )
 
     def _finding(self, where: tuple[str, ...], confidence: float, message: str, remedy: str) -> Finding:
@@ -170,4 +183,5 @@ class Disconnected(AbstractRule):
             ),
             replace(base, parameters=(*base.parameters, unlisted)),
             replace(base, parameters=(*base.parameters, in_list)),
+            replace(base, parameters=(unlisted,)),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ class Symmetry(AbstractRule):
     With all weights zero, or equal to one constant, or with copied rows, every unit computes the same and is corrected
     the same: a layer of 64 units works like one unit.  Norms look normal; only equal rows give it away.  A zero weight
     alone is no fault: a zero-initialised last layer, LoRA's B or ReZero's alpha break their symmetry with the first
-    step, because their gradients differ from row to row.  So the rows are compared again after some steps.
+    step, because their gradients differ from row to row.  So the rows are compared again after steps that moved something.
 
     Cure: random initial weights (Xavier or He) for every hidden layer; zeros only for biases and for the last layer of
     a residual branch.
@@ -37,7 +38,7 @@ class Symmetry(AbstractRule):
     def check(self, flow: Flow) -> Finding | None:
         after = reading.last_parameters(flow)
         copies = [p for p in reading.trainable(flow) if self._copied(p) and self._copied(after.get(p.name, p))]
-        if not copies or (reading.progress(flow) or 0.0) > 0.8:
+        if not copies or not reading.moved(flow) or (reading.progress(flow) or 0.0) > 0.8:
             return None
         zero = all(p.constant and p.log_weight is not None and p.log_weight < -80 for p in copies)
         what = "all zero" if zero else "constant" if all(p.constant for p in copies) else "copies of other rows"
@@ -72,6 +73,8 @@ class Symmetry(AbstractRule):
             base,
             replace(base, parameters=(*base.parameters, zero), snapshots=(moved,)),
             replace(base, parameters=(*base.parameters, frozen)),
+            replace(base, parameters=(*base.parameters, zero), snapshots=()),  # no later look
+            replace(base, parameters=(replace(zero, log_update=-math.inf),), snapshots=(Snapshot(1, (), (zero,)),)),
         )
 
     @classmethod
@@ -79,4 +82,5 @@ class Symmetry(AbstractRule):
         base = _flows.plain(stuck=True)
         copied = _flows.parameter("layers.2.weight", duplicate_rows=1.0, duplicate_gradient_rows=1.0, constant=True)
         still = Snapshot(10, base.sites, (replace(copied, constant=False),))
-        return (replace(base, parameters=(copied,)), replace(base, parameters=(copied,), snapshots=(still,)))
+        beside = replace(base, parameters=(*base.parameters, copied))
+        return (replace(base, parameters=(copied,), snapshots=(still,)), replace(beside, snapshots=(still,)))

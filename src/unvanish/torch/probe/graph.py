@@ -72,6 +72,8 @@ class Graph:
 
 def read_graph(loss: Tensor, inputs: set[int]) -> Graph:
     """Walk the graph below ``loss``. ``inputs`` = id of leaf tensors that are data, not parameters."""
+    if loss.grad_fn is None:  # it was made of plain numbers, and may have been told to require a gradient since
+        return Graph([], {}, None)
     nodes = _reachable(loss.grad_fn)
     reader = _Reader(inputs)
     foreign = not reader.read(nodes)

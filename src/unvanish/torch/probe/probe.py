@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unvanish.torch.probe.activations import DERIVATIVES, UnitQueue, Units, readable
 from unvanish.torch.probe.buffers import QUEUE_BYTES, QUEUE_LENGTH
@@ -35,6 +35,7 @@ from unvanish.types import Site
 __all__ = ["LOW_PRECISION", "Probe", "merge_units", "release"]
 
 LOW_PRECISION = ("float16", "bfloat16")
+_RESHAPES = ("ViewBackward0", "ReshapeAliasBackward0", "SqueezeBackward0")
 
 
 class Probe:
@@ -68,6 +69,18 @@ class Probe:
     def times(self) -> TimeWatch:
         """The gradient over time, measured at the recurrent modules."""
         return self.scopes.times
+
+    def connected(self, loss: Tensor) -> bool:
+        """Does backward from ``loss`` lead anywhere?  ``requires_grad_()`` on the finished loss connects it with nothing.
+
+        Such a loss is a leaf, or was one element long and is reshaped from a leaf that is nobody's weight.
+        """
+        source = loss.grad_fn
+        if source is None or len(source.next_functions) != 1 or source.name() not in _RESHAPES:
+            return source is not None
+        below = source.next_functions[0][0]
+        variable = getattr(below, "variable", None)
+        return variable is None or isinstance(variable, nn.Parameter) or id(variable) in self._names.parameters
 
     def attach(self, loss: Tensor) -> Graph:
         """Read the graph of ``loss`` and hook its nodes; call ``loss.backward()`` next."""

@@ -71,11 +71,7 @@ def flow_of(
             times=first.times,
             inputs=first.inputs,
             optimizer=view_optimizer(optimizer, given),
-            cuts=confirmed(
-                first.cuts,
-                parameters,
-                lambda names: _loss_with(_lost(parameters, names), model, optimizer, goal, held[0]),
-            ),
+            cuts=confirmed(first.cuts, parameters, moved),
             batch_size=first.batch_size,
             unobserved=unobserved(sites),
         )

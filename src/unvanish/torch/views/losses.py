@@ -29,14 +29,14 @@ def view_loss(loss: Tensor, graph: Graph | None, output: Tensor | None, target: 
 
     Args:
         loss: the scalar the user would call backward on.
-        graph: its graph, None where it requires no gradient.
+        graph: its graph, None where backward leads nowhere.
         output: the network's (main) output, where known.
         target: what the network should put out, where known.
 
     Returns:
         What was seen; fields that could not be observed are None.
     """
-    view = LossView(value=float(loss.detach()), requires_grad=loss.requires_grad)
+    view = LossView(value=float(loss.detach()), requires_grad=graph is not None)
     if output is not None:
         view = replace(view, output=moments(output, _batch(output)), output_shape=tuple(output.shape))
     if target is not None:

@@ -61,7 +61,7 @@ class Before:
 def before_backward(probe: Probe, loss: Tensor, inputs: Any, target: Tensor | None) -> Before:
     """Hook the graph of ``loss`` and describe what it ends in; a backward pass, ours or the user's, comes next."""
     output = main_tensor(probe.scopes.output)
-    graph = probe.attach(loss) if loss.requires_grad else None
+    graph = probe.attach(loss) if probe.connected(loss) else None
     view = view_loss(loss, graph, output, target)
     return Before(graph, view, find_cuts(probe.scopes, graph), view_inputs(inputs, graph))
 
