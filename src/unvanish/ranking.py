@@ -76,7 +76,8 @@ def _notes(flow: Flow) -> tuple[str, ...]:
     elif reached is None:
         notes.append("the loss has no bottom to measure by")
     elif reached >= reading.LEARNS or floor is None or not flow.steps:
-        notes.append(f"{100 * reached:.0f} % of the loss removed on one batch or in training")
+        where = "in training" if (reading.trains(flow) or 0.0) >= reached else "on one batch learnt by heart"
+        notes.append(f"{100 * reached:.0f} % of the loss removed {where}")
     elif abs(flow.steps[-1].loss - floor) < _AT_FLOOR * floor:
         notes.append(
             f"the loss stands at {flow.steps[-1].loss:.3g}: what a prediction reaches that ignores the input "

@@ -15,8 +15,10 @@ FALL = math.log(30)  # nats; smaller differences between first and last layer ar
 UNDEFINED = (
     *("log", "log2", "log10", "log1p", "logit", "xlogy", "sqrt", "rsqrt", "reciprocal", "norm", "linalg_vector_norm"),
     *("div", "exp", "pow", "softmax", "log_softmax", "acos", "asin", "atanh", "acosh", "tan", "lgamma"),
+    *("std", "var", "std_mean", "var_mean"),  # of one sample
 )
 _PROMPT = 40  # optimizer steps on one batch that a sound network of any depth gets by with
+_LONG = 50  # steps of the user's own training that show whether it learns
 _FAR = 1.5  # times the constant predictor's loss: more than the noise between batches
 RECTIFIERS = ("relu", "relu6", "threshold", "clamp_min", "hardswish", "hardshrink", "softshrink")
 
@@ -59,12 +61,24 @@ def falls(flow: Flow) -> bool:
 
 
 def improves(flow: Flow) -> bool | None:
-    """Was the network seen to learn at all, or was it converged from the start?  None where it was not tried."""
+    """Was the network seen to learn at all, or was it converged from the start?  None where it was not tried.
+
+    Of a long training of the user's own the end counts, whatever a copy could do on one batch.
+    """
     reached = progress(flow)
     if reached is None:
         return falls(flow) if flow.experiments else None
-    converged = flow.loss.floor is not None and flow.loss.value < 0.2 * flow.loss.floor
-    return converged or reached >= 0.1 or decline(flow) >= 0.1
+    if converged(flow):
+        return True
+    own = trains(flow) if flow.origin == "run" and len(flow.steps) >= _LONG else None
+    if own is not None and flow.loss.floor is not None:
+        return own >= 0.05
+    return reached >= 0.1 or decline(flow) >= 0.1
+
+
+def converged(flow: Flow) -> bool:
+    """Was the loss far below the constant predictor's from the start?"""
+    return flow.loss.floor is not None and flow.loss.value < 0.2 * flow.loss.floor
 
 
 def best_lever(flow: Flow, lever: str, *, above: float = 0.0, below: float = math.inf) -> Experiment | None:
@@ -168,6 +182,12 @@ def moved(flow: Flow) -> bool:
     looks = (flow.parameters, *(snapshot.parameters for snapshot in flow.snapshots[:-1]))
     updates = [p.log_update for parameters in looks for p in parameters]
     return any(update is not None and update > -math.inf for update in updates)
+
+
+def largest_update(flow: Flow) -> float | None:
+    """||update|| / ||weight|| of the weight that moved most, median over the steps looked at."""
+    known = [step.largest_update_ratio for step in flow.steps if step.largest_update_ratio is not None]
+    return statistics.median(known) if known else None
 
 
 def last_parameters(flow: Flow) -> dict[str, Parameter]:

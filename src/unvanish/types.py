@@ -161,7 +161,8 @@ class LossView:
     "bce_with_logits", "other"); ``floor`` the best loss of a constant prediction (class prior, mean, median);
     ``feeding`` the op whose output the loss reads ("softmax", "sigmoid", "relu", "linear"...);
     ``reduction`` "mean", "sum", "none" or None; ``broadcast`` two shapes that silently broadcast to a larger
-    one inside the loss; ``requires_grad`` = backward from it leads anywhere.
+    one inside the loss; ``requires_grad`` = backward from it leads anywhere; ``parts`` = (kind, feeding op) of every
+    term where there are several; ``normalized_axis`` = the axis over which a softmax that the loss reads sums to 1.
     """
 
     value: float
@@ -180,6 +181,8 @@ class LossView:
     target_shape: tuple[int, ...] | None = None
     requires_grad: bool = True
     terms: int = 1
+    parts: tuple[tuple[str, str], ...] = ()
+    normalized_axis: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -19,12 +20,19 @@ class LearningRateLow(AbstractRule):
 
     Gradients are sound and the weights still stand: updates below 1e-5 of the weights need 100,000 steps to matter.
     Usual reasons: a schedule that starts (or has ended) at 0, a rate copied from another optimizer, an Adam eps far above
-    the gradients, clipping to a norm hundreds of times below the gradient's.  Slow is not stuck: the verdict needs the
-    same network to learn clearly faster with a larger rate, tried on a copy.
+    the gradients, clipping to a norm hundreds of times below the gradient's, `zero_grad()` between `backward()` and `step()`.
+    Slow is not stuck: the verdict needs weights that were seen to stand, or the same network to learn clearly faster with a
+    larger rate, tried on a copy.
 
     Cure: the learning rate times the factor that worked here; a schedule that does not start at 0; a looser clip.
     """
 
+    stands: float = 1e-5  # 100,000 steps to matter
+    frozen: float = 1e-8  # below what float32 resolves
+    steps: int = 20
+    idle: float = 0.06
+    fades: float = 1e-4
+    gradient: float = 1e-6
     update: float = 1e-3
     clip: float = 0.02
     moves: float = 0.2
@@ -38,9 +46,12 @@ class LearningRateLow(AbstractRule):
     )
 
     def check(self, flow: Flow) -> Finding | None:
-        if reading.learns(flow) or flow.optimizer is None or not flow.optimizer.given:
+        if flow.optimizer is None or not flow.optimizer.given or reading.converged(flow):
             return None
         rates = flow.optimizer.learning_rates
+        standing = self._standing(flow, rates)
+        if standing is not None or reading.learns(flow):
+            return standing
         if rates and max(rates) == 0:
             return self._finding(
                 flow, 0.97, "The learning rate is 0 in every parameter group", "set a learning rate above 0"
@@ -61,6 +72,36 @@ class LearningRateLow(AbstractRule):
             f"set the learning rate to {rate:.2g}",
         )  # fmt: skip
 
+    def _standing(self, flow: Flow, rates: tuple[float, ...]) -> Finding | None:
+        """No weight moved in the training itself; what a copy can learn with its own steps does not count then."""
+        largest = reading.largest_update(flow)
+        if len(flow.steps) < self.steps or largest is None or largest >= self.stands:
+            return None
+        if (reading.trains(flow) or 0.0) >= self.idle:
+            return None
+        left = [s.clip for s in flow.steps if s.clip is not None]
+        ratios = [s.largest_update_ratio for s in flow.steps if s.largest_update_ratio is not None]
+        gradient = statistics.median([s.log_grad for s in flow.steps if s.log_grad is not None] or [-math.inf])
+        if left and max(left) == 0:
+            what = "The gradients are gone when the optimizer steps"
+            return self._finding(
+                flow, 0.97, what, "call zero_grad() after step() or before backward(), not between them"
+            )
+        if left and statistics.median(left) < self.clip:
+            what = f"Clipping leaves {100 * statistics.median(left):.2g} % of the gradient"
+            return self._finding(flow, 0.93, what, "clip at a larger norm")
+        if ratios[0] > self.fades:
+            what = "The learning rate falls to nothing before anything is learnt"
+            return self._finding(
+                flow, 0.93, what, "let the schedule fall later, or step it once per epoch, not per batch"
+            )
+        exact = not any(p.dtype in ("float16", "bfloat16") for p in flow.parameters)  # else rounding may hold them
+        if rates and largest < self.frozen and gradient > math.log(self.gradient) and exact:
+            return self._finding(
+                flow, 0.93, f"The learning rate {max(rates):.3g} is too low", "raise the learning rate"
+            )
+        return None
+
     def _finding(self, flow: Flow, confidence: float, what: str, remedy: str) -> Finding:
         ratio = reading.update_ratio(flow) or 0.0
         return Finding(
@@ -80,19 +121,29 @@ class LearningRateLow(AbstractRule):
     @classmethod
     def healthy(cls) -> tuple[Flow, ...]:
         stuck = _flows.plain(stuck=True)
+        still = tuple(Step(i, 0.1, -1.0, 1e-9, 1e-9) for i in range(60))
+        done = _flows.plain()
         return (
-            _flows.plain(),
+            done,
             stuck,
             _flows.lever(stuck, "learning-rate", 0.1),
             _flows.lever(stuck, "learning-rate", 10.0),
+            replace(done, steps=still, loss=replace(done.loss, value=0.1)),  # it was converged before
+            replace(stuck, steps=still[:10]),  # a warm-up, seen for some steps only
         )
 
     @classmethod
     def sick(cls) -> tuple[Flow, ...]:
+        still = replace(_flows.plain(), origin="run", steps=tuple(Step(i, 2.3, -1.0, 1e-12, 1e-12) for i in range(60)))
         slow = replace(_flows.plain(stuck=True), **_flows.training(stuck=True, update_ratio=1e-7))
         clipped = tuple(Step(i, 2.3, 0.0, 1e-6, 1e-6, clip=1e-3) for i in range(20))
+        emptied = tuple(replace(step, clip=0.0, log_grad=-math.inf, largest_update_ratio=0.0) for step in still.steps)
+        faded = tuple(replace(s, clip=1.0, largest_update_ratio=10.0 ** -(2 + s.index)) for s in still.steps)
         return (
             _flows.lever(slow, "learning-rate", 1000.0),
             replace(slow, optimizer=OptimizerView("Adam", (0.0,))),
             replace(slow, steps=clipped),
+            still,
+            replace(still, steps=emptied),
+            replace(still, steps=faded),
         )

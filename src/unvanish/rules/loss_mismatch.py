@@ -23,7 +23,8 @@ class LossMismatch(AbstractRule):
 
     Cross-entropy takes raw logits and applies log-softmax itself; a softmax before it squashes all logits into [0, 1],
     so that even a perfect answer keeps a loss of ln(1 + (C-1)/e) and the gradient through the first softmax is small.
-    The same holds for a sigmoid before BCEWithLogits.  NLLLoss takes log-probabilities.  Predictions of shape (n, 1)
+    The same holds for a sigmoid before BCEWithLogits.  NLLLoss takes log-probabilities, over the classes
+    and not over the batch; binary cross-entropy takes targets in [0, 1].  Predictions of shape (n, 1)
     against targets of shape (n,) broadcast to (n, n): every prediction is pulled to the mean of all targets.  Targets
     outside the range of the last activation can never be met.  MSE on a saturated sigmoid has slope p(1-p) near zero.
     A sum instead of a mean multiplies the gradient, and so the step, by the number of elements.
@@ -58,7 +59,17 @@ class LossMismatch(AbstractRule):
 
     def _twice(self, flow: Flow) -> Iterator[Finding]:
         """An activation that the loss applies itself, or one that it needs and does not get."""
-        kind, feeding = flow.loss.kind, flow.loss.feeding
+        for kind, feeding in flow.loss.parts or ((flow.loss.kind, flow.loss.feeding or ""),):
+            yield from self._fed_wrongly(flow, kind, feeding)
+        if flow.loss.normalized_axis == 0 and len(flow.loss.output_shape or ()) > 1 and (flow.batch_size or 0) > 1:
+            yield self._finding(
+                flow, 0.95, "The softmax before the loss runs over the samples of the batch (dim=0): each class's probabilities "
+                "sum to 1 over the batch, and an answer depends on what else is in it. Expected: a sum of 1 over the "
+                "classes of each sample. Use dim=-1.",
+                "let the softmax run over the classes: dim=-1",
+            )  # fmt: skip
+
+    def _fed_wrongly(self, flow: Flow, kind: str, feeding: str) -> Iterator[Finding]:
         if kind == "cross_entropy" and feeding in ("softmax", "sigmoid"):
             yield self._finding(
                 flow, 0.97, f"CrossEntropyLoss is given the output of a {feeding}. It expects raw logits and applies "
@@ -71,7 +82,7 @@ class LossMismatch(AbstractRule):
                 f"sigmoid itself, so probabilities stay in [0.5, 0.73]. Remove the {feeding}, or use BCELoss.",
                 f"remove the {feeding} before the loss",
             )  # fmt: skip
-        if kind == "nll" and feeding not in ("log_softmax", "log", "log_sigmoid", "logsumexp", "where", None):
+        if kind == "nll" and feeding not in ("log_softmax", "log", "log_sigmoid", "logsumexp", "where", ""):
             yield self._finding(
                 flow, 0.93, f"NLLLoss is given the output of a {feeding}. It expects log-probabilities; as it is, the loss has "
                 "no lower bound and its gradient does not depend on how wrong the answer is. Use CrossEntropyLoss on "
@@ -111,6 +122,16 @@ class LossMismatch(AbstractRule):
 
     def _range(self, flow: Flow) -> Iterator[Finding]:
         loss = flow.loss
+        if loss.kind in ("bce", "bce_with_logits") and loss.target_range is not None:
+            low, high = loss.target_range
+            if low < 0 or high > 1:
+                yield self._finding(
+                    flow, 0.95, f"Targets lie in [{low:.4g}, {high:.4g}], but binary cross-entropy takes probabilities: outside of "
+                    "[0, 1] it has no lower bound. Expected: targets of 0 and 1, or between. Scale them, or take another "
+                    "loss (MSE, or SoftMarginLoss for -1 and 1).",
+                    "scale the targets to [0, 1]",
+                )  # fmt: skip
+                return
         limits = _RANGES.get(loss.feeding or "")
         if loss.kind not in (*_DISTANCES, "bce") or limits is None or loss.target_range is None:
             return
@@ -162,6 +183,9 @@ class LossMismatch(AbstractRule):
             ("bce", "sigmoid"),
         ]
         flows = [replace(base, loss=replace(base.loss, kind=kind, feeding=op)) for kind, op in fed]
+        flows.append(replace(base, loss=replace(base.loss, kind="other", terms=2, parts=tuple(fed))))
+        flows.append(replace(base, loss=replace(base.loss, kind="bce_with_logits", target_range=(0.0, 1.0))))
+        flows.append(replace(base, loss=replace(base.loss, normalized_axis=1, output_shape=(64, 10))))
         inside = replace(
             base.loss, kind="mse", feeding="sigmoid", target=Moments(64, 0.5, 0.4), target_range=(0.0, 1.0)
         )
@@ -178,6 +202,9 @@ class LossMismatch(AbstractRule):
             replace(loss, kind="mse", broadcast=((64, 1), (64,))),
             replace(loss, kind="mse", feeding="sigmoid", target_range=(-2.0, 3.0)),
             replace(loss, kind="mse", feeding="sigmoid", output_saturated=0.95),
+            replace(loss, kind="bce_with_logits", target_range=(-1.0, 1.0)),
+            replace(loss, kind="other", terms=2, parts=(("mse", "linear"), ("cross_entropy", "softmax"))),
+            replace(loss, feeding="linear", normalized_axis=0, output_shape=(64, 10)),
         )
         summed = _flows.lever(replace(base, loss=replace(loss, reduction="sum")), "learning-rate", 0.01)
         return (*(replace(base, loss=one) for one in changed), summed)

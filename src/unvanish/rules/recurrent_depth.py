@@ -45,6 +45,8 @@ class RecurrentDepth(AbstractRule):
     def check(self, flow: Flow) -> Finding | None:
         if (reading.trains(flow) or 0.0) >= self.trains:
             return None
+        if reading.best_lever(flow, "learning-rate", below=1.0) is not None:
+            return None  # the way back in time is open: a smaller step learns
         faded = [p for p in flow.times if self._faded(p)]
         return self._finding(flow, faded) if faded else None
 
@@ -98,6 +100,7 @@ class RecurrentDepth(AbstractRule):
             _flows.plain(times=(even,), stuck=True),
             _flows.plain(times=(fading,)),
             _flows.plain(times=(replace(fading, injected=1.0),), stuck=True),
+            _flows.lever(_flows.plain(times=(fading,), stuck=True), "learning-rate", 0.1),
         )
 
     @classmethod

@@ -71,9 +71,10 @@ class Probe:
         return self.scopes.times
 
     def connected(self, loss: Tensor) -> bool:
-        """Does backward from ``loss`` lead anywhere?  ``requires_grad_()`` on the finished loss connects it with nothing.
+        """Does backward from ``loss`` lead anywhere?
 
-        Such a loss is a leaf, or was one element long and is reshaped from a leaf that is nobody's weight.
+        ``requires_grad_()`` on the finished loss connects it with nothing: it is a leaf, or reshaped from one that is
+        nobody's weight.
         """
         source = loss.grad_fn
         if source is None or len(source.next_functions) != 1 or source.name() not in _RESHAPES:

@@ -16,12 +16,20 @@ from torch.optim import Optimizer
 from unvanish.torch.probe.scopes import tensors_in
 
 
+_Shapes = tuple[tuple[int, ...], ...]
+
+
 @contextmanager
-def _users_code() -> Iterator[None]:
+def _users_code(shapes: _Shapes, worked: _Shapes | None) -> Iterator[None]:
     """An error of the user's own program stays what it is, and says where it comes from."""
     try:
         yield
     except Exception as error:
+        if worked is not None and worked != shapes:
+            error.add_note(
+                f"This batch holds tensors of shape {_listed(shapes)}; the program worked on one of {_listed(worked)}. "
+                "Batches may differ in length only where the model takes it. Pad or group them by shape."
+            )
         error.add_note(
             "This error comes from your program, run by unvanish on a copy of your model. "
             "Expected: a forward pass and a loss that work on this batch as in your training loop. "
@@ -32,31 +40,34 @@ def _users_code() -> Iterator[None]:
 
 @dataclass(slots=True)
 class Objective:
-    """``run(model, batch) -> loss``; keeps the last output and target for the loss's description."""
+    """``run(model, batch) -> loss``; keeps the last output and target for the loss's description.
+
+    ``worked``: the shapes of the last batch that the program took.
+    """
 
     loss_fn: Callable[..., Any] | None
     objective: Callable[..., Any] | None
     output: Tensor | None = None
     target: Tensor | None = None
+    worked: _Shapes | None = None
 
     def run(self, model: nn.Module, batch: Any) -> Tensor:
         """The scalar loss of one batch."""
-        if self.objective is not None:
-            with _users_code():
-                value = self.objective(model, batch)
-            return scalar(value)
+        shapes = tuple(tuple(tensor.shape) for tensor in tensors_in(batch))
+        parts = split(batch) if self.loss_fn is not None else (batch, None)
+        with _users_code(shapes, self.worked):
+            value = self.objective(model, batch) if self.objective is not None else self._output(model, *parts)
+        self.worked = shapes
+        return scalar(_own_loss(value) if self.loss_fn is None and self.objective is None else value)
+
+    def _output(self, model: nn.Module, inputs: Any, target: Any) -> Any:
+        """What the loss function makes of the model's output; that output itself where there is none."""
+        output = call(model, inputs)
         if self.loss_fn is None:
-            with _users_code():
-                output = call(model, batch)
-            return scalar(_own_loss(output))
-        inputs, target = split(batch)
-        with _users_code():
-            output = call(model, inputs)
+            return output
         self.output = main_tensor(output)
         self.target = next(tensors_in(target), None)
-        with _users_code():
-            value = self.loss_fn(output, target)
-        return scalar(value)
+        return self.loss_fn(output, target)
 
     def inputs(self, batch: Any) -> Any:
         """What goes into the network, as far as it can be told from the batch."""
@@ -77,6 +88,10 @@ def fresh(batch: Any) -> Any:
         return copy.deepcopy(batch, {id(tensor): tensor.detach().clone() for tensor in bound})
     except Exception:  # anything may be in a batch
         return batch
+
+
+def _listed(shapes: _Shapes) -> str:
+    return ", ".join(map(str, shapes)) or "none"
 
 
 def check_program(model: nn.Module, loss_fn: Any, objective: Any, optimizer: Any) -> None:

@@ -47,6 +47,7 @@ def flow_of(
 ) -> Flow:
     """Probe two batches, rehearse, experiment; everything on copies, with all random streams put back."""
     check_program(model, loss_fn, objective, optimizer)
+    _check_trainable(model)
     with preserved_randomness(), grads_aside(model), torch.inference_mode(False), torch.enable_grad():
         held = _take(batches, max(2, min(steps, _MOST_BATCHES)))
         goal = Objective(loss_fn, objective)
@@ -58,6 +59,11 @@ def flow_of(
                 [p for p in model.parameters() if p.requires_grad] or [torch.zeros(1)], lr=1e-3
             )
         first, sites = _probe(model, optimizer, goal, held)
+        if not first.parameters:
+            raise ValueError(
+                f"The model, a {type(model).__name__}, has no parameters, so there is nothing to train. "
+                "A diagnosis needs a model with weights. Pass the network that your optimizer trains."
+            )
         parameters = tuple(p if given else replace(p, in_optimizer=None) for p in first.parameters)
 
         def moved(modules: tuple[str, ...]) -> float:
@@ -81,6 +87,17 @@ def flow_of(
         if not first.loss.requires_grad:
             return flow
         return _train(flow, model, optimizer, goal, held, steps)
+
+
+def _check_trainable(model: nn.Module) -> None:
+    """A model whose layers sit in a plain list has no parameters either, but more than that to be told."""
+    held = list(model.parameters())
+    if held and not any(p.requires_grad for p in held):
+        raise ValueError(
+            f"All {len(held)} parameters of the model are frozen, so there is nothing to train. "
+            "A diagnosis needs at least one that requires a gradient. "
+            "Call model.requires_grad_(True), or unfreeze the layers that are meant to train."
+        )
 
 
 def _take(batches: Iterable[Any], count: int) -> list[Any]:

@@ -61,8 +61,13 @@ def confirmed(
     """
     if any(cut.where == "loss" for cut in cuts):
         return cuts
+    parameters = tuple(parameters)
+    # a reentrant checkpoint hides its part of the graph, and fills the gradients all the same
+    fed = {p.name.rpartition(".")[0] for p in parameters if not p.reached and p.log_grad is not None}
+    cuts = tuple(cut for cut in cuts if not fed.issuperset(cut.behind))
     known = {name for cut in cuts for name in cut.behind}
     lost = [p for p in parameters if p.used and p.requires_grad and p.in_optimizer and not p.reached]
+    lost = [p for p in lost if p.log_grad is None]
     modules = dict.fromkeys(p.name.rpartition(".")[0] for p in lost)
     hidden = tuple(name for name in modules if name not in known)
     if hidden:

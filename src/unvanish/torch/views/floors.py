@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unvanish.torch.probe.activations import readable
 from unvanish.torch.probe.graph import Vertex
 
 _CLASSES = ("cross_entropy", "nll")
@@ -32,6 +33,7 @@ class Reading:
     reads: Vertex | None
     saved: Tensor | None
     target: Tensor | None
+    axis: int | None = None  # along which a softmax that it reads sums to 1
 
     def option(self, name: str) -> Any:
         """An option of the loss that autograd kept, such as its class weights; None where there is none."""
@@ -152,6 +154,19 @@ def _terms(reading: Reading) -> float:
         return target.numel()
     kept = target[target != reading.ignored]
     return kept.numel() if weight is None else float(weight.double()[kept].sum())
+
+
+def soft_floor(value: float, log_softmax: Vertex, target: Tensor) -> float | None:
+    r"""Loss of the best constant prediction for targets that are probabilities, where ``value`` is their cross-entropy.
+
+    .. math:: -\sum_c \bar p_c \ln \bar p_c, \qquad \bar p = \text{mean target}
+    """
+    if target.ndim != 2 or not target.is_floating_point() or not readable(log_softmax):
+        return None
+    wide = target.detach().double()
+    known = -float((wide * log_softmax.node._saved_result.detach().double()).sum(dim=1).mean())
+    mean = wide.mean(dim=0)
+    return _positive(-float(torch.xlogy(mean, mean).sum())) if math.isclose(known, value, rel_tol=1e-4) else None
 
 
 def floor_by_value(value: float, output: Tensor | None, target: Tensor | None) -> tuple[str, str, float | None] | None:

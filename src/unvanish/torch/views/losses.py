@@ -14,7 +14,7 @@ from torch import Tensor
 from unvanish.torch.probe.activations import readable
 from unvanish.torch.probe.graph import Graph, Vertex
 from unvanish.torch.probe.moments import moments
-from unvanish.torch.views.floors import Reading, constant_loss, floor_by_value, floor_of
+from unvanish.torch.views.floors import Reading, constant_loss, floor_by_value, floor_of, soft_floor
 from unvanish.types import LossView
 
 __all__ = ["constant_loss", "view_loss"]
@@ -48,15 +48,15 @@ def view_loss(loss: Tensor, graph: Graph | None, output: Tensor | None, target: 
 
 def _from_graph(view: LossView, graph: Graph, output: Tensor | None, target: Tensor | None) -> LossView:
     nodes = [vertex for vertex in graph.vertices if vertex.kind == "loss"]
-    broadcast = _broadcast(graph)
-    if len(nodes) != 1:
-        guess = floor_by_value(view.value, output, target) if not nodes else None
-        feeding = _feeding(graph.root)
-        view = replace(view, terms=max(1, len(nodes)), broadcast=broadcast, **_fed(feeding))
-        return view if guess is None else replace(view, kind=guess[0], reduction=guess[1], floor=guess[2])
+    broadcast = _broadcast(graph, None if target is None else tuple(target.shape))
+    if not nodes:
+        return _by_hand(replace(view, broadcast=broadcast), graph.root, output, target)
+    if len(nodes) > 1:
+        parts = tuple((one.kind, one.reads.op if one.reads is not None else "") for one in map(_read, nodes))
+        return replace(view, terms=len(nodes), broadcast=broadcast, parts=parts, **_fed(_feeding(graph.root)))
     reading = _read(nodes[0])
     seen = reading.target if reading.target is not None else target
-    view = replace(view, kind=reading.kind, broadcast=broadcast, **_fed(reading.reads))
+    view = replace(view, kind=reading.kind, broadcast=broadcast, normalized_axis=reading.axis, **_fed(reading.reads))
     reduction = getattr(reading.vertex.node, "_saved_reduction", None)
     view = replace(view, reduction=_REDUCTIONS.get(int(reduction)) if reduction is not None else None)
     if reading.target is not None:
@@ -70,16 +70,37 @@ def _from_graph(view: LossView, graph: Graph, output: Tensor | None, target: Ten
     return replace(view, floor=floor_of(reading, view.value, graph.root, seen))
 
 
+def _by_hand(view: LossView, root: Vertex | None, output: Tensor | None, target: Tensor | None) -> LossView:
+    """A loss without a node of its own: made of plain ops, or cross-entropy against probabilities."""
+    feeding = _feeding(root)
+    view = replace(view, **_fed(feeding))
+    if feeding is not None and feeding.op == "log_softmax" and target is not None and feeding.shape == target.shape:
+        floor = soft_floor(view.value, feeding, target)
+        return replace(
+            view, kind="cross_entropy", floor=floor, normalized_axis=_axis(feeding), **_fed(_site_below(feeding))
+        )
+    guess = floor_by_value(view.value, output, target)
+    return view if guess is None else replace(view, kind=guess[0], reduction=guess[1], floor=guess[2])
+
+
+def _axis(vertex: Vertex | None) -> int | None:
+    """The axis along which the outputs of this softmax sum to 1."""
+    if vertex is None or vertex.kind != "softmax" or not hasattr(vertex.node, "_saved_dim"):
+        return None
+    return int(vertex.node._saved_dim) % max(1, len(vertex.shape))
+
+
 def _read(vertex: Vertex) -> Reading:
     """Kind of a loss node and what it reads; LogSoftmax below a negative log likelihood is one cross-entropy."""
     kind, reads = vertex.op, _site_below(vertex)
+    axis = _axis(reads)
     saved = target = None
     if readable(vertex):
         saved = getattr(vertex.node, "_saved_self", None)
         target = getattr(vertex.node, "_saved_target", None)
     if kind == "nll" and reads is not None and reads.op == "log_softmax":
         kind, reads = "cross_entropy", _site_below(reads)
-    return Reading(vertex, kind, reads, saved, target)
+    return Reading(vertex, kind, reads, saved, target, axis)
 
 
 def _site_below(vertex: Vertex) -> Vertex | None:
@@ -129,16 +150,18 @@ def _saturated(reading: Reading) -> float | None:
     return float(near.float().mean())
 
 
-def _broadcast(graph: Graph) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """(n, 1) predictions against (n,) targets: the loss compares every prediction with every target, (n, n)."""
+def _broadcast(graph: Graph, target: tuple[int, ...] | None) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """(n, 1) predictions against (n,) targets, or the reverse: each prediction meets every target, (n, n)."""
     for vertex in graph.vertices:
         widened = len(vertex.shape) == 2 and vertex.shape[0] == vertex.shape[1] > 1
         by_loss = vertex.stem == "Expand" or (vertex.op in ("sub", "add", "mul") and vertex.kind == "other")
         if not (widened and by_loss and len(vertex.data) == 1):
             continue
-        source = vertex.data[0][1]
-        if source.shape == (vertex.shape[0], 1) and _reaches_loss_only(vertex, graph):
-            return source.shape, (vertex.shape[0],)
+        source, count = vertex.data[0][1], vertex.shape[0]
+        column, row = (count, 1), (count,)
+        fits = source.shape == column or (source.shape == row and target == column)
+        if fits and _reaches_loss_only(vertex, graph):
+            return source.shape, row if source.shape == column else column
     return None
 
 

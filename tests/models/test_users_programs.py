@@ -1,0 +1,240 @@
+"""Small programs as users write them that were once judged wrongly: what each must be told, and what stays silent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from sklearn.datasets import load_diabetes, load_digits
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from unvanish import diagnose
+from unvanish.types import Diagnosis, Finding
+
+Batches = list[tuple[Tensor, Tensor]]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def digits(count: int = 640) -> Batches:
+    pixels, labels = load_digits(return_X_y=True)
+    x, y = torch.tensor(pixels[:count], dtype=torch.float32) / 16, torch.tensor(labels[:count])
+    return list(zip(x.split(64), y.split(64), strict=True))
+
+
+def diabetes(size: int = 49) -> Batches:
+    x, y = (torch.tensor(part, dtype=torch.float32) for part in load_diabetes(return_X_y=True))
+    x, y = (x - x.mean(0)) / x.std(0), (y - y.mean()) / y.std()
+    return list(zip(x[:441].split(size), y[:441].split(size), strict=True))
+
+
+def mlp(inputs: int = 64, outputs: int = 10, *last: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, 64), nn.ReLU(), nn.Linear(64, outputs), *last)
+
+
+def adam(model: nn.Module, lr: float = 1e-3) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=lr)
+
+
+def root(diagnosis: Diagnosis) -> Finding:
+    assert diagnosis.findings, str(diagnosis)
+    return diagnosis.findings[0]
+
+
+def by_item(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return torch.tensor(F.cross_entropy(model(batch[0]), batch[1]).item(), requires_grad=True)
+
+
+def by_argmax(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return F.mse_loss(model(batch[0]).argmax(1).float(), batch[1].float()).requires_grad_()
+
+
+def by_argmax_of_one(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return by_argmax(model, batch).detach().reshape(1).requires_grad_()
+
+
+@pytest.mark.parametrize("objective", [by_item, by_argmax, by_argmax_of_one])
+def test_a_loss_told_to_require_a_gradient_is_connected_with_nothing(objective: Callable[..., Tensor]) -> None:
+    model = mlp()
+    finding = root(diagnose(model, batches=digits(), optimizer=adam(model), objective=objective, steps=5))
+    assert (finding.cause, finding.where) == ("disconnected", ("loss",))
+
+
+class Checkpointed(nn.Module):
+    """Residual blocks behind reentrant checkpoints, whose graph nobody sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 64), nn.Linear(64, 10)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 64), nn.GELU()) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for block in self.blocks:
+            x = x + checkpoint(block, x, use_reentrant=True)
+        return self.last(x)
+
+
+def test_a_reentrant_checkpoint_is_no_cut() -> None:
+    model = Checkpointed()
+    diagnosis = diagnose(model, F.cross_entropy, digits(), adam(model))
+    assert diagnosis.healthy, str(diagnosis)
+
+
+def test_an_exploding_recurrent_net_is_told_and_does_not_break_us() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.RNN(8, 32, nonlinearity="relu", batch_first=True)
+            self.head = nn.Linear(32, 10)
+            nn.init.normal_(self.rnn.weight_hh_l0, std=8.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.rnn(x.reshape(-1, 1, 8).expand(-1, 60, 8))[0][:, -1])
+
+    model = Net()
+    batches = [(x[:8], y[:1].expand(64)) for x, y in digits()]
+    assert root(diagnose(model, F.cross_entropy, batches, adam(model), steps=5)).cause in ("exploding", "non-finite")
+
+
+class ZeroBranches(nn.Module):
+    """Residual branches that start at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(64, 32), nn.Linear(32, 10)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32)) for _ in range(3))
+        for block in self.blocks:
+            nn.init.zeros_(block[2].weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 30])
+def test_branches_that_start_at_zero_are_no_symmetry(steps: int) -> None:
+    model = ZeroBranches()
+    diagnosis = diagnose(model, F.cross_entropy, digits(), adam(model), steps=steps)
+    assert diagnosis.healthy, str(diagnosis)
+
+
+def test_a_missing_value_in_the_data_comes_before_a_head_of_zeros() -> None:
+    model = mlp()
+    nn.init.zeros_(model[2].weight)
+    batches = digits()
+    batches[0][0][3, 7] = math.nan
+    finding = root(diagnose(model, F.cross_entropy, batches, adam(model)))
+    assert (finding.cause, finding.where) == ("non-finite", ("input",))
+
+
+def test_a_standard_deviation_of_one_sample_is_where_the_nan_is_born() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(64, 32), nn.Linear(32, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            return self.b(((h - h.mean(0)) / (h.std(0) + 1e-5)).relu())
+
+    model = Net()
+    single = [(x[:1], y[:1]) for x, y in digits()]
+    with pytest.warns(UserWarning, match="degrees of freedom"):
+        finding = root(diagnose(model, F.cross_entropy, single, adam(model)))
+    assert finding.cause == "non-finite"
+
+
+def one_hot(batches: Batches) -> Batches:
+    return [(x, F.one_hot(y, 10).float()) for x, y in batches]
+
+
+def with_a_second_term(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    output = model(batch[0])
+    return F.cross_entropy(output, batch[1]) + 0.1 * F.mse_loss(output.sum(1), torch.ones(len(output)))
+
+
+@pytest.mark.parametrize("last", ["softmax", "none"])
+def test_softmax_twice_also_with_probabilities_as_targets_and_beside_another_term(last: str) -> None:
+    sick = last == "softmax"
+    model = mlp(64, 10, *([nn.Softmax(dim=1)] if sick else []))
+    soft = diagnose(model, F.cross_entropy, one_hot(digits()), adam(model, 3e-3))
+    two = diagnose(model, batches=digits(), optimizer=adam(model, 3e-3), objective=with_a_second_term)
+    for diagnosis in (soft, two):
+        found = [finding.cause for finding in diagnosis.findings]
+        assert found == (["loss-mismatch"] if sick else []), str(diagnosis)
+
+
+def test_the_floor_of_soft_targets_is_the_entropy_of_their_mean() -> None:
+    model, batches = mlp(), one_hot(digits())
+    mean = batches[0][1].double().mean(0)
+    expected = -float(torch.xlogy(mean, mean).sum())
+    floor = diagnose(model, F.cross_entropy, batches, adam(model), steps=0).flow.loss.floor
+    assert floor == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_a_softmax_over_the_samples(dim: int) -> None:
+    model = mlp(64, 10, nn.LogSoftmax(dim=dim))
+    diagnosis = diagnose(model, F.nll_loss, digits(), adam(model, 3e-3))
+    assert [finding.cause for finding in diagnosis.findings] == (["loss-mismatch"] if dim == 0 else [])
+
+
+@pytest.mark.parametrize("signs", [True, False])
+def test_binary_cross_entropy_of_targets_that_are_no_probabilities(signs: bool) -> None:
+    model = mlp(10, 1)
+    batches = [(x, (y[:, None] > 0).float() * (2 if signs else 1) - int(signs)) for x, y in diabetes()]
+    found = [f.cause for f in diagnose(model, F.binary_cross_entropy_with_logits, batches, adam(model, 3e-3)).findings]
+    assert found == (["loss-mismatch"] if signs else [])
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize("column", ["target", "output", "both"])
+def test_a_broadcast_in_either_direction(column: str) -> None:
+    model = mlp(10, 1) if column != "target" else nn.Sequential(*mlp(10, 1), nn.Flatten(0))
+    batches = [(x, y if column == "output" else y[:, None]) for x, y in diabetes()]
+    diagnosis = diagnose(model, F.mse_loss, batches, adam(model, 1e-2))
+    assert [finding.cause for finding in diagnosis.findings] == ([] if column == "both" else ["loss-mismatch"])
+
+
+def test_a_converged_regression_is_left_in_peace() -> None:
+    model, batches = mlp(10, 1), [(x, y[:, None]) for x, y in diabetes()]
+    trained = adam(model, 1e-2)
+    for _ in range(150):
+        for x, y in batches:
+            trained.zero_grad()
+            F.mse_loss(model(x), y).backward()
+            trained.step()
+    diagnosis = diagnose(model, F.mse_loss, batches, torch.optim.SGD(model.parameters(), lr=1e-4))
+    assert diagnosis.healthy, str(diagnosis)
+
+
+def test_a_rate_far_too_high_is_not_blamed_on_the_time_steps() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru, self.head = nn.GRU(8, 48, batch_first=True), nn.Linear(48, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.gru(x.reshape(-1, 8, 8).repeat(1, 4, 1))[0][:, -1])
+
+    model = Net()
+    assert root(diagnose(model, F.cross_entropy, digits(), adam(model, 1.0))).cause == "learning-rate-high"
+
+
+def test_batches_of_another_shape_are_named() -> None:
+    model = mlp()
+    (x, y), *_ = digits()
+    with pytest.raises(RuntimeError) as caught:
+        diagnose(model, F.cross_entropy, [(x, y), (x[:, :50], y)], adam(model))
+    assert "(64, 50), (64,)" in caught.value.__notes__[0]
+    assert "(64, 64), (64,)" in caught.value.__notes__[0]
