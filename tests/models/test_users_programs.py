@@ -231,6 +231,26 @@ def test_a_rate_far_too_high_is_not_blamed_on_the_time_steps() -> None:
     assert root(diagnose(model, F.cross_entropy, digits(), adam(model, 1.0))).cause == "learning-rate-high"
 
 
+class Pooled(nn.Module):
+    """Features normalised per sample, then averaged."""
+
+    def __init__(self, activation: bool) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(1, 16, 3), nn.InstanceNorm2d(16), nn.Linear(16, 10)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.conv(x.view(-1, 1, 8, 8)))
+        return self.head((h.relu() if self.activation else h).mean((2, 3)))
+
+
+@pytest.mark.parametrize("activation", [True, False])
+def test_an_average_of_what_was_normalised_to_mean_zero(activation: bool) -> None:
+    model = Pooled(activation)
+    diagnosis = diagnose(model, F.cross_entropy, digits(), adam(model, 1e-2))
+    assert [finding.cause for finding in diagnosis.findings] == ([] if activation else ["normalization"])
+
+
 def test_batches_of_another_shape_are_named() -> None:
     model = mlp()
     (x, y), *_ = digits()

@@ -12,6 +12,8 @@ from unvanish.types import Evidence, Finding, Flow, Moments, Site
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
 
+_AVERAGES = ("mean", "avg_pool2d", "avg_pool1d", "avg_pool3d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
+
 
 @dataclass(frozen=True)
 class Normalization(AbstractRule):
@@ -19,7 +21,7 @@ class Normalization(AbstractRule):
 
     Over a single element the normalised value is always zero: the layer puts out its bias and passes no gradient
     (LayerNorm or InstanceNorm of size 1, GroupNorm with one value per group).  Over two, only a sign is left
-    (BatchNorm with batch size 2).  Residual blocks without any normalisation add up: the stream doubles with every
+    (BatchNorm with batch size 2).  An average right after InstanceNorm or LayerNorm is the same for every sample.  Residual blocks without any normalisation add up: the stream doubles with every
     block and the gradient with it.  And BatchNorm in a plain stack without skips makes gradients grow by
     sqrt(pi / (pi - 1)) = 1.21 per ReLU layer, 1e8 over 100 layers.
 
@@ -30,6 +32,7 @@ class Normalization(AbstractRule):
     too_few: int = 2
     few: int = 4
     stream_growth: float = math.log(1e3)
+    told_apart: float = 1e-4
     cause: ClassVar[Cause] = "normalization"
     title: ClassVar[str] = "normalisation too small, missing, or stacked too deep"
     source: ClassVar[str] = "Ioffe and Szegedy 2015, arXiv:1502.03167; Yang et al. 2019, arXiv:1902.08129 (explosion)"
@@ -40,7 +43,12 @@ class Normalization(AbstractRule):
     )
 
     def check(self, flow: Flow) -> Finding | None:
-        return self._few_elements(flow) or self._growing_stream(flow) or self._plain_stack(flow)
+        return (
+            self._few_elements(flow)
+            or self._averaged_away(flow)
+            or self._growing_stream(flow)
+            or self._plain_stack(flow)
+        )
 
     def _few_elements(self, flow: Flow) -> Finding | None:
         counted = [s for s in flow.sites if s.normalized_count is not None]
@@ -60,6 +68,26 @@ class Normalization(AbstractRule):
             ("use a larger batch", "or LayerNorm / GroupNorm over more elements") if batch
             else ("normalise over more elements: fewer groups, or a wider axis", "or leave this normalisation out"),
         )  # fmt: skip
+
+    def _averaged_away(self, flow: Flow) -> Finding | None:
+        """A mean over what was normalised to mean 0 is the same for every sample."""
+        if reading.learns(flow):
+            return None
+        norms = {s.order: s for s in flow.sites if s.kind == "normalization"}
+        means = [s for s in flow.sites if s.op in _AVERAGES and any(order in norms for order in s.inputs)]
+        for mean in means:
+            told = [s.forward.separation for s in flow.sites if mean.order in s.inputs and s.forward is not None]
+            if not told or any(one is None or one > self.told_apart for one in told):
+                continue
+            (norm,) = [norms[order] for order in mean.inputs if order in norms][:1]
+            return self._finding(
+                flow, [norm, mean], 0.92, Evidence("samples told apart after the mean", told[0] or 0.0, "", "above 0.05"),
+                f"{mean.label} averages what {norm.label} has just normalised to mean 0 for each sample: the result is the same "
+                "for all samples, and no gradient passes. Expected: an average over something that the normalisation left "
+                "free. Put an activation in between, normalise over the batch (BatchNorm), or take the mean first.",
+                ("put an activation between the normalisation and the mean", "or BatchNorm in its place"),
+            )  # fmt: skip
+        return None
 
     def _growing_stream(self, flow: Flow) -> Finding | None:
         merges = [s for s in flow.sites if s.kind == "merge" and s.op == "add" and len(s.inputs) > 1]
@@ -115,7 +143,12 @@ class Normalization(AbstractRule):
     def healthy(cls) -> tuple[Flow, ...]:
         norm = Site("norm", "batch_norm", "normalization", 0, (64, 32), log_grad_out=0.0, normalized_count=64)
         base = _flows.plain()
-        return (base, replace(base, sites=(norm, *base.sites)), _residual_net(growth=1.1, stuck=False))
+        return (
+            base,
+            replace(base, sites=(norm, *base.sites)),
+            _residual_net(growth=1.1, stuck=False),
+            _pooled_net(separation=0.4),
+        )
 
     @classmethod
     def sick(cls) -> tuple[Flow, ...]:
@@ -125,7 +158,20 @@ class Normalization(AbstractRule):
             replace(base, sites=(one, *base.sites)),
             replace(base, sites=(replace(one, op="batch_norm", normalized_count=2), *base.sites)),
             _residual_net(growth=4.0, stuck=True),
+            _pooled_net(separation=3e-7),
         )
+
+
+def _pooled_net(separation: float) -> Flow:
+    """Normalised features are averaged; the head still tells samples apart by so much."""
+    base = _flows.plain(stuck=True)
+    behind = (
+        Site("norm", "batch_norm", "normalization", 100, (64, 32, 8), log_grad_out=0.0, normalized_count=8),
+        Site("norm:mean", "mean", "other", 101, (64, 32), inputs=(100,), log_grad_out=0.0),
+        Site("head", "linear", "linear", 102, (64, 10), inputs=(101,), log_grad_out=0.0,
+             forward=Moments(640, 1.0, 0.0, separation)),
+    )  # fmt: skip
+    return replace(base, sites=(*base.sites, *behind))
 
 
 def _residual_net(growth: float, stuck: bool) -> Flow:
