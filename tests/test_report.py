@@ -42,12 +42,17 @@ def report(*findings, width=100, color=False, shape=None, notes=()):
 
 
 def test_a_healthy_network_gets_one_line_that_says_why():
-    text = render(Diagnosis((), flow(0.0, 0.1), notes=("gradient lost 0.3 decades of 2", "loss 2.30 -> 0.41")))
+    text = render(Diagnosis((), flow(0.0, 0.1), notes=("gradient lost 0.3 decades of 2", "loss 2.30 -> 0.41"), learns=True))
     assert text == "unvanish: the network is healthy (gradient lost 0.3 decades of 2; loss 2.30 -> 0.41)"
 
 
+def test_where_learning_was_not_tried_nothing_is_called_healthy():
+    text = render(Diagnosis((), flow(0.0, 0.1), notes=("learning was not tried",)))
+    assert text == "unvanish: no fault found (learning was not tried)"
+
+
 def test_a_healthy_line_does_not_hide_what_was_not_observed():
-    text = render(Diagnosis((), flow(0.0, unobserved=("cell.lstm",))))
+    text = render(Diagnosis((), flow(0.0, unobserved=("cell.lstm",)), learns=True))
     assert text == "unvanish: the network is healthy; not observed: cell.lstm"
 
 

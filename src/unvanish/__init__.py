@@ -2,7 +2,7 @@
 
 >>> import unvanish
 >>> flow = unvanish.Flow(sites=(), parameters=(), loss=unvanish.types.LossView(0.0))
->>> print(unvanish.Diagnosis(findings=(), flow=flow))
+>>> print(unvanish.Diagnosis(findings=(), flow=flow, learns=True))
 unvanish: the network is healthy
 """
 

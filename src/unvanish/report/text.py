@@ -18,7 +18,11 @@ from unvanish.types import Diagnosis, Evidence, Finding, Flow
 
 __all__ = ["gradient_picture", "places", "render"]
 
-_UNKNOWN = "no known fault found, but the network was not seen to learn"
+_VERDICTS = {
+    True: "the network is healthy",
+    False: "no known fault found, but the network was not seen to learn",
+    None: "no fault found",  # and learning was not tried
+}
 _COLORS = {"high": "bold red", "medium": "bold yellow", "low": "bold cyan"}
 
 
@@ -36,11 +40,11 @@ def render(diagnosis: Diagnosis, width: int = 100, color: bool = False) -> str:
 
 
 def _no_finding(diagnosis: Diagnosis, width: int) -> str:
-    """Silence of the rules is health only where the network was not seen to stand still."""
+    """Silence of the rules is health only where the network was seen to learn."""
     why = f" ({'; '.join(diagnosis.notes)})" if diagnosis.notes else ""
     gaps = diagnosis.flow.unobserved
     unseen = f"; not observed: {_gaps(gaps)}" if gaps else ""
-    verdict = "the network is healthy" if diagnosis.learns is not False else _UNKNOWN
+    verdict = _VERDICTS[diagnosis.learns]
     sentence = " ".join(f"unvanish: {verdict}{why}{unseen}".split())
     return textwrap.fill(sentence, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
