@@ -87,7 +87,9 @@ def _axis(vertex: Vertex | None) -> int | None:
     """The axis along which the outputs of this softmax sum to 1."""
     if vertex is None or vertex.kind != "softmax" or not hasattr(vertex.node, "_saved_dim"):
         return None
-    return int(vertex.node._saved_dim) % max(1, len(vertex.shape))
+    axis = int(vertex.node._saved_dim)
+    axis = axis - (1 << 64) if axis >= 1 << 63 else axis  # autograd shows -1 as an unsigned number
+    return axis % max(1, len(vertex.shape))
 
 
 def _read(vertex: Vertex) -> Reading:
