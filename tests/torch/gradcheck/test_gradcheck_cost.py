@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from unvanish.torch.gradcheck import directional, gradcheck, units
+from unvanish.torch.gradcheck import directional, gradcheck, gradcheck_function, units
 from unvanish.torch.gradcheck.differences import differences
 from unvanish.torch.gradcheck.plain import PLAIN, is_plain
 from unvanish.torch.gradcheck.stream import Draws, Stream
@@ -223,9 +223,22 @@ def test_tiny_biases_take_no_measurement_of_their_own(size: float, monkeypatch: 
 
 
 @pytest.mark.parametrize("depth", [4, 40])
-def test_a_piece_is_run_five_times_whatever_the_depth(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_smooth_piece_is_run_three_times_whatever_the_depth(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(*(layer for _ in range(depth) for layer in (nn.Linear(8, 8), nn.Tanh())))
     run = counted(monkeypatch, units.Unit, "_outputs")
     assert gradcheck(net, F.mse_loss, (torch.randn(9, 8), torch.randn(9, 8))).ok
-    assert {run.count(str(k)) for k in range(2 * depth)} == {5}
+    assert {run.count(str(k)) for k in range(2 * depth)} == {3}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_kinked_or_sharp_piece_takes_the_second_step_size(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(seed)
+    run = counted(monkeypatch, units.Unit, "_outputs")
+    for function in (F.relu, lambda x: torch.sin(1e3 * x)):
+        x = torch.randn(50, 40)
+        x[0] = 0.0
+        run.clear()
+        check = gradcheck_function(function, x)
+        assert check.ok, check
+        assert len(run) >= 5

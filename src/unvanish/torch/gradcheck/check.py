@@ -31,6 +31,7 @@ def gradcheck(
     .. math:: \frac{|\langle J^T c, d \rangle - \langle c, D f(x)[d] \rangle|}{\text{scale}} \le 10^{-7},\qquad
               D f(x)[d] \text{ by central differences with } h \text{ and } h/2 \text{, extrapolated.}
 
+    (Where those with ``h`` alone agree to that limit, as for most smooth modules, it is clear already.)
     Kinks (ReLU, max-pooling) are recognised and left out; of a backward written by hand they are judged one-sidedly: it
     must lie between the derivatives to both sides.  Dropout gets the same random numbers each time; buffers, as of
     BatchNorm, are put back.  Custom ``torch.autograd.Function`` are checked one by one, also those called as

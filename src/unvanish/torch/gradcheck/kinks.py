@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from unvanish.torch.gradcheck.differences import ROUNDING
-from unvanish.torch.gradcheck.directional import Probe, spread
+from unvanish.torch.gradcheck.directional import Probe
+from unvanish.torch.gradcheck.measure import spread
 
 KINK_TOLERANCE = 1e-3  # one-sided differences with h and h / 2 agree by so much of the larger derivative
 _STEP = 1e-6

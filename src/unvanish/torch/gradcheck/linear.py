@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from unvanish.torch.gradcheck.differences import ROUNDING
-from unvanish.torch.gradcheck.directional import Probe, spread
+from unvanish.torch.gradcheck.directional import Probe
+from unvanish.torch.gradcheck.measure import spread
 
 _STEP = 1e-6
 _APART = 1e-4  # relative; curvature makes h^2 of it

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unvanish.torch.gradcheck.directional import Probe
+from unvanish.torch.gradcheck.measure import length_of
 
 _ALL = 64  # a tensor of up to so many entries is gone through whole
 _TOP = 12  # of a larger one the entries with the largest analytic derivative, and what halving finds
@@ -35,7 +36,9 @@ class Entry:
 def worst_entry(probe: Probe, which: int) -> Entry | None:
     """The entry with the largest difference among those looked at; None where none could be measured."""
     base = probe.leaves[which].base
-    cotangents = [c * ~probe.bent[k] if k in probe.bent else c for k, c in enumerate(probe.cotangents())]
+    drawn = [c * ~probe.bent[k] if k in probe.bent else c for k, c in enumerate(probe.cotangents())]
+    length = math.hypot(*map(length_of, drawn)) or 1.0
+    cotangents = [c / length for c in drawn]
     gradient = probe.gradients(cotangents)[which]
     analytic = torch.zeros_like(base) if gradient is None else gradient
     flat = analytic.reshape(-1)

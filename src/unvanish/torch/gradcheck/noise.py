@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from unvanish.torch.gradcheck.differences import EPS, ROUNDING
-from unvanish.torch.gradcheck.directional import SCATTER, STILL, Probe, contribution, spread
+from unvanish.torch.gradcheck.directional import SCATTER, STILL, Probe
+from unvanish.torch.gradcheck.measure import contribution, spread
 
 _ULPS = (2, -2, 3, -3, 5, -5)
 

@@ -31,8 +31,11 @@ class _Double(TorchFunctionMode):
     ) -> Any:
         if func in _CASTS:
             return args[0].to(_CASTS[func])
-        kwargs = {key: _raised(value) for key, value in kwargs.items()} if kwargs else {}
-        return func(*map(_raised, args), **kwargs)
+        if kwargs is None:
+            kwargs = {}
+        elif torch.dtype in map(type, kwargs.values()):
+            kwargs = {key: _raised(value) for key, value in kwargs.items()}
+        return func(*(map(_raised, args) if torch.dtype in map(type, args) else args), **kwargs)
 
 
 def _raised(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -62,7 +63,17 @@ class Draws:
         if drawn is None:
             drawn = self.own.draw(values.numel())
         self._place += values.numel()
-        return drawn.view(values.shape).to(values)
+        drawn = drawn.view(values.shape)
+        return drawn if _as_drawn(values) else drawn.to(values)
+
+    def like_all(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Of each the same as ``like``, one after the other."""
+        sizes = [one.numel() for one in values]
+        drawn = self.stream.part(self._place, sum(sizes))
+        if drawn is None or not all(_as_drawn(one) for one in values):
+            return [self.like(one) for one in values]
+        self._place += sum(sizes)
+        return [part.view(one.shape) for part, one in zip(drawn.split(sizes), values, strict=True)]
 
     def here(self) -> tuple[int, Tensor]:
         """A place to come ``back`` to, for the same numbers once more."""
@@ -72,3 +83,7 @@ class Draws:
         """Draw again what followed ``here``."""
         self._place, state = place
         self.own.generator.set_state(state)
+
+
+def _as_drawn(values: Tensor) -> bool:
+    return values.dtype is torch.float64 and values.device.type == "cpu"

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from unvanish.torch.gradcheck.conventions import Graph, are_log_probabilities, graph_of
+from unvanish.torch.gradcheck.leaves import Leaf, Move, as_given
 from unvanish.torch.gradcheck.precision import double_precision
 from unvanish.torch.gradcheck.values import Held, contents, continuous, real
 
@@ -27,19 +28,6 @@ _SEED = 20210501
 
 class ForwardError(Exception):
     """A piece could not be run again in float64; the cause says why."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Leaf:
-    """A tensor that the piece is differentiated by; ``base`` has its numbers (see ``real``)."""
-
-    name: str
-    base: Tensor
-    parameter: nn.Parameter | None = None
-    held: Held | None = None
-    log_probabilities: bool = False
-    padding: int | None = None  # this row stays
-    excused: bool = False  # all of it stays
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,11 +66,11 @@ class Unit:
     def first(self) -> tuple[list[Tensor], list[Leaf], list[Tensor]]:
         """Outputs with their graph, the leaves, and the leaves' tensors in the graph."""
         entries = {held: real(held.data).detach().requires_grad_() for held in self.inputs}
-        outputs = self._outputs({held: _as_given(held, tensor.clone()) for held, tensor in entries.items()})
+        outputs = self._outputs({held: as_given(held, tensor.clone()) for held, tensor in entries.items()})
         graph = Graph(set()) if self.plain else graph_of(outputs)
         bound = {held for held in entries if graph.log_probabilities and are_log_probabilities(held.data)}
         if bound:
-            given = {h: t.log_softmax(-1) if h in bound else _as_given(h, t.clone()) for h, t in entries.items()}
+            given = {h: t.log_softmax(-1) if h in bound else as_given(h, t.clone()) for h, t in entries.items()}
             outputs = self._outputs(given)
         taken = [(name, p) for name, p, if_used in self.parameters if not if_used or id(p) in graph.leaves]
         leaves = [
@@ -102,15 +90,12 @@ class Unit:
         self, leaves: Sequence[Leaf], shifts: Sequence[Tensor | None]
     ) -> Iterator[Callable[[float], list[Tensor]]]:
         """Gives ``at(step)``: the outputs with each leaf moved by ``step * shift``; the parameters are put back."""
-        pairs = list(zip(leaves, shifts, strict=True))
-        places = self._places()
+        move, places = Move.of(leaves, shifts), self._places()
         try:
             with torch.no_grad() if self.plain else nullcontext():  # else a gradient: the program may ask for it
-                yield lambda step: _numbers(self._outputs(_moved(pairs, step)), places)
+                yield lambda step: _numbers(self._outputs(move.to(step)), places)
         finally:
-            for leaf, shift in pairs:
-                if leaf.parameter is not None and shift is not None:
-                    real(leaf.parameter.data).copy_(leaf.base)
+            move.back()
 
     def values(self, outputs: Sequence[Tensor]) -> list[Tensor]:
         """Their numbers, apart from the parameters that they may be views of."""
@@ -163,25 +148,6 @@ def _equal_conditions() -> Iterator[None]:
 def _numbers(outputs: Sequence[Tensor], places: set[int]) -> list[Tensor]:
     found = (y.detach() for y in outputs)
     return [y.clone() if places and y.untyped_storage().data_ptr() in places else y for y in found]
-
-
-def _moved(pairs: Sequence[tuple[Leaf, Tensor | None]], step: float) -> dict[Held, Tensor]:
-    """Writes the moved parameters, returns the moved inputs."""
-    moved: dict[Held, Tensor] = {}
-    for leaf, shift in pairs:
-        if leaf.held is not None:
-            there = leaf.base.detach().requires_grad_()  # the same branches as with a gradient
-            there = there.clone() if shift is None else torch.add(there, shift, alpha=step)
-            moved[leaf.held] = there.log_softmax(-1) if leaf.log_probabilities else _as_given(leaf.held, there)
-        elif shift is not None:
-            assert leaf.parameter is not None, "a leaf is a parameter or an input"
-            torch.add(leaf.base, shift, alpha=step, out=real(leaf.parameter.data))  # .data: no new version for autograd
-    return moved
-
-
-def _as_given(held: Held, values: Tensor) -> Tensor:
-    """Real and imaginary parts as the complex numbers that the program knows."""
-    return torch.view_as_complex(values) if held.data.is_complex() else values
 
 
 class _Copies:

@@ -7,8 +7,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from unvanish.torch.gradcheck.directional import Measure, Probe
+from unvanish.torch.gradcheck.directional import Probe
 from unvanish.torch.gradcheck.linear import leave_out_bent
+from unvanish.torch.gradcheck.measure import Measure
 from unvanish.torch.gradcheck.noise import is_rounding, listening
 
 # Steps in turn: the middle one is right for smooth pieces; a smaller one meets fewer kinks, a larger one less rounding.
