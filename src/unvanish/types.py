@@ -48,7 +48,7 @@ class Site:
     ln of the best small-signal slope of the activation: its own for an activation, that of the activation it
     feeds for a linear or convolution site (0 where it feeds none).  ``inputs`` are the orders of the sites
     whose outputs it reads; ``depth`` is the number of sites on the longest path up to here.  ``nonfinite_gradient``
-    counts the NaN and Inf in the gradient that arrives.
+    counts the NaN and Inf in the gradient that arrives.  ``custom``: its derivative is the user's own code.
     """
 
     name: str
@@ -70,6 +70,7 @@ class Site:
     zero_gradient: float | None = None
     nonfinite_gradient: int = 0
     normalized_count: int | None = None
+    custom: bool = False
 
     @property
     def label(self) -> str:

@@ -251,6 +251,49 @@ def test_an_average_of_what_was_normalised_to_mean_zero(activation: bool) -> Non
     assert [finding.cause for finding in diagnosis.findings] == ([] if activation else ["normalization"])
 
 
+class Rounded(torch.autograd.Function):
+    """Rounds; straight through backward, or not at all."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, through: bool) -> Tensor:
+        ctx.through = through  # type: ignore[attr-defined]
+        return (4 * x).round() / 4
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, g: Tensor) -> tuple[Tensor, None]:
+        return (g if ctx.through else torch.zeros_like(g)), None  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("through", [True, False])
+def test_a_function_of_the_users_whose_backward_gives_nothing(through: bool) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(64, 64), nn.Linear(64, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(Rounded.apply(self.a(x), through).tanh())
+
+    model = Net()
+    diagnosis = diagnose(model, F.cross_entropy, digits(), adam(model, 3e-3))
+    found = [(finding.cause, finding.where) for finding in diagnosis.findings]
+    assert found == ([] if through else [("disconnected", ("a:rounded",))])
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of")
+def test_a_schedule_that_starts_at_zero_is_no_rate_of_zero() -> None:
+    model = mlp()
+    optimizer = adam(model)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 100))
+    assert optimizer.param_groups[0]["lr"] == 0
+    diagnosis = diagnose(model, F.cross_entropy, digits(), optimizer)
+    assert diagnosis.healthy, str(diagnosis)
+    assert any("schedule" in gap for gap in diagnosis.flow.unobserved)
+    assert optimizer.param_groups[0]["lr"] == 0
+    never = torch.optim.Adam(model.parameters(), lr=0.0)
+    assert root(diagnose(model, F.cross_entropy, digits(), never)).cause == "learning-rate-low"
+
+
 def test_batches_of_another_shape_are_named() -> None:
     model = mlp()
     (x, y), *_ = digits()

@@ -89,10 +89,20 @@ class Disconnected(AbstractRule):
 
     def _flat_op(self, flow: Flow) -> Finding | None:
         flat = [s for s in flow.sites if s.op in _FLAT and s.log_grad_in in (None, self.flat_gradient) and s.inputs]
+        flat += [s for s in flow.sites if s.custom and s.log_grad_in == self.flat_gradient and s.inputs]
         flat = [s for s in flat if s.log_grad_out is not None and s.log_grad_out > -math.inf]
         if not flat or self._bypassed(flow, flat[0]):
             return None
         site = flat[0]
+        if site.custom:
+            return self._finding(
+                reading.names(flat),
+                0.95,
+                f"The backward of `{site.op}` at {site.label}, a torch.autograd.Function of your own, gives a gradient of exactly "
+                "zero for one that is not: no weight before it can train. Expected: its true derivative, or a "
+                "straight-through one. unvanish.torch.gradcheck compares it with finite differences.",
+                f"correct the backward of {site.op}",
+            )
         return self._finding(
             reading.names(flat),
             0.97,
@@ -163,6 +173,7 @@ class Disconnected(AbstractRule):
         base = _flows.plain()
         return (
             base,
+            replace(base, sites=(*base.sites, _own_function(-1.0))),
             _flows.plain(parameters=(*base.parameters, frozen, spare)),
             _flows.plain(
                 parameters=(*base.parameters, deliberate),
@@ -184,4 +195,13 @@ class Disconnected(AbstractRule):
             replace(base, parameters=(*base.parameters, unlisted)),
             replace(base, parameters=(*base.parameters, in_list)),
             replace(base, parameters=(unlisted,)),
+            replace(base, sites=(*base.sites, _own_function(-math.inf))),
         )
+
+
+def _own_function(log_grad_in: float) -> Site:
+    """A torch.autograd.Function behind a layer that nothing else feeds a gradient to."""
+    return Site(
+        "own:quantize", "quantize", "other", 100, (64, 32), inputs=(99,), log_grad_out=-1.0, log_grad_in=log_grad_in,
+        custom=True,
+    )  # fmt: skip

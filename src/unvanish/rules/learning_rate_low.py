@@ -96,6 +96,9 @@ class LearningRateLow(AbstractRule):
                 flow, 0.93, what, "let the schedule fall later, or step it once per epoch, not per batch"
             )
         exact = not any(p.dtype in ("float16", "bfloat16") for p in flow.parameters)  # else rounding may hold them
+        if rates and max(rates) == 0:
+            what = "The learning rate is 0 in every parameter group"
+            return self._finding(flow, 0.97, what, "set a learning rate above 0")
         if rates and largest < self.frozen and gradient > math.log(self.gradient) and exact:
             return self._finding(
                 flow, 0.93, f"The learning rate {max(rates):.3g} is too low", "raise the learning rate"

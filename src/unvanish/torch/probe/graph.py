@@ -49,6 +49,7 @@ class Vertex:
     hidden: bool = False
     raw_input: bool = False
     constant: bool = False
+    custom: bool = False
 
     @property
     def size(self) -> int:
@@ -186,6 +187,7 @@ class _Reader:
             source.readers += 1
             constant = constant and source.constant
         vertex.constant = constant
+        vertex.custom = type(node) not in ops.STEMS  # a torch.autograd.Function of the user's
         self.vertices.append(vertex)
         return vertex
 

@@ -62,6 +62,7 @@ def describe(graph: Graph, names: list[SiteName], measured: Measured) -> tuple[S
                 zero_gradient=zeros(index),
                 nonfinite_gradient=bad(index, 0),
                 normalized_count=counts(index),
+                custom=vertex.custom,
             )
         )
     return tuple(sites)

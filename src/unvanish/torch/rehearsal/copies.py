@@ -72,6 +72,8 @@ def grads_aside(model: nn.Module) -> Iterator[None]:
 def working_copy(model: nn.Module, optimizer: Optimizer | None, loss: tuple[Any, ...]) -> Working:
     """Deep copies of model, optimizer and losses (modules, functions, callable objects) that refer to one another.
 
+    Where a schedule starts at a learning rate of 0, the copy has the full rate: nobody steps the schedule there.
+
     Raises:
         ValueError: where Python cannot copy one of them.
     """
@@ -95,7 +97,15 @@ def working_copy(model: nn.Module, optimizer: Optimizer | None, loss: tuple[Any,
         ) from error
     for parameter in copied.parameters():
         parameter.grad = None
+    for group in () if stepper is None else stepper.param_groups:
+        if warming_up(group):
+            group["lr"] = group["initial_lr"]
     return Working(copied, stepper, losses)
+
+
+def warming_up(group: dict[str, Any]) -> bool:
+    """Has a schedule set this group's rate to 0, and will raise it?  Schedules leave the full rate beside it."""
+    return "initial_lr" in group and float(group["lr"]) == 0 < float(group["initial_lr"])
 
 
 def _complete(optimizer: Optimizer | None, copied: Optimizer | None, memo: dict[int, Any]) -> None:

@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 
 from unvanish.torch.probe.scopes import tensors_in
 
-
 _Shapes = tuple[tuple[int, ...], ...]
 
 

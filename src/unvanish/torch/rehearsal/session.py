@@ -22,6 +22,7 @@ from unvanish.torch.rehearsal.copies import (
     grads_aside,
     preserved_generators,
     preserved_randomness,
+    warming_up,
     working_copy,
 )
 from unvanish.torch.rehearsal.experiments import experiments, format_experiments
@@ -33,6 +34,7 @@ from unvanish.torch.views.rank import stable_rank
 from unvanish.types import Flow, OptimizerView, Parameter, Site
 
 _MOST_BATCHES = 16
+_SCHEDULED = ("the schedule of the learning rate, which stands at 0: steps were made at its full rate",)
 _DEEP = 10  # weight layers in a row from which directions may collapse
 _ADAPTIVE = ("adam", "rmsprop", "adagrad", "adadelta", "nadam", "adamax", "lion", "adafactor", "rprop", "radam")
 
@@ -76,10 +78,10 @@ def flow_of(
             loss=first.loss,
             times=first.times,
             inputs=first.inputs,
-            optimizer=view_optimizer(optimizer, given),
+            optimizer=_unscheduled(optimizer, view_optimizer(optimizer, given)),
             cuts=confirmed(first.cuts, parameters, moved),
             batch_size=first.batch_size,
-            unobserved=unobserved(sites),
+            unobserved=(*unobserved(sites), *_SCHEDULED[: any(map(warming_up, optimizer.param_groups))]),
         )
         if reading.plain_depth(flow) >= _DEEP:
             work, trained = _copy(model, optimizer, goal)
@@ -212,6 +214,13 @@ def _train(flow: Flow, model: nn.Module, optimizer: Optimizer, goal: Objective, 
 
 def _gradient_broken(flow: Flow) -> bool:
     return any(p.log_grad is not None and (math.isnan(p.log_grad) or p.log_grad == math.inf) for p in flow.parameters)
+
+
+def _unscheduled(optimizer: Optimizer, view: OptimizerView) -> OptimizerView:
+    """The rates that the rehearsal uses: the full ones where a schedule starts at 0."""
+    groups = [group for group in optimizer.param_groups if group.get("lr") is not None]
+    rates = tuple(float(group["initial_lr" if warming_up(group) else "lr"]) for group in groups)
+    return replace(view, learning_rates=rates)
 
 
 def view_optimizer(optimizer: Optimizer, given: bool) -> OptimizerView:
