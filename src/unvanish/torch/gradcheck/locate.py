@@ -1,4 +1,7 @@
-"""The worst entry of a tensor whose derivative is wrong: halving along random directions, then entry by entry."""
+"""The worst entry of a tensor whose derivative is wrong: halving along random directions, then entry by entry.
+
+Where all entries are wrong by one factor, the worst is the largest: one random direction tells.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ _ALL = 64  # a tensor of up to so many entries is gone through whole
 _TOP = 12  # of a larger one the entries with the largest analytic derivative, and what halving finds
 _STARTS = 3
 _STEP = 1e-4
+_SAME = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,9 @@ def worst_entry(probe: Probe, which: int) -> Entry | None:
     analytic = torch.zeros_like(base) if gradient is None else gradient
     flat = analytic.reshape(-1)
     search = _Search(probe, which, cotangents, flat)
+    largest = int(flat.abs().nan_to_num(0.0, 0.0).argmax())
+    if (entry := search.entry(largest)) is not None and search.is_factor(entry):
+        return entry
     if flat.numel() <= _ALL:
         candidates = list(range(flat.numel()))
     else:
@@ -85,19 +92,33 @@ class _Search:
         index = tuple(int(i) for i in torch.unravel_index(torch.tensor(k), self._base.shape))
         return Entry(index, analytic, numeric)
 
+    def is_factor(self, entry: Entry) -> bool:
+        """Is the derivative along a random direction wrong by the factor of this entry?"""
+        if not entry.analytic:
+            return False
+        direction = self._random(self._analytic.numel())
+        expected = float(torch.dot(self._analytic, direction)) * entry.numeric / entry.analytic
+        numeric, blur = self._numeric(direction)
+        return abs(numeric - expected) <= _SAME * abs(expected) and blur <= _SAME * abs(expected)
+
     def halving(self) -> int:
-        """Follow the half that contributes more to the difference, down to one entry."""
+        """Follow the half that contributes more to the difference along a direction, down to one entry."""
         low, high = 0, self._analytic.numel()
+        direction = self._random(high)
+        whole = self._gap(direction, low, high)
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (low, middle) if self._gap(low, middle) >= self._gap(middle, high) else (middle, high)
+            first = self._gap(direction, low, middle)
+            second = whole - first
+            low, high, whole = (low, middle, first) if abs(first) >= abs(second) else (middle, high, second)
         return low
 
-    def _gap(self, low: int, high: int) -> float:
-        direction = torch.zeros_like(self._reach)
-        draw = torch.randn(high - low, dtype=direction.dtype, generator=self._probe.draws.own.generator).to(
-            direction.device
-        )
-        direction[low:high] = draw * self._reach[low:high]
-        gap = abs(float(torch.dot(self._analytic.nan_to_num(0.0, 0.0, 0.0), direction)) - self._numeric(direction)[0])
+    def _random(self, count: int) -> Tensor:
+        drawn = torch.randn(count, dtype=self._reach.dtype, generator=self._probe.draws.own.generator)
+        return drawn.to(self._reach.device) * self._reach
+
+    def _gap(self, direction: Tensor, low: int, high: int) -> float:
+        part = torch.zeros_like(direction)
+        part[low:high] = direction[low:high]
+        gap = float(torch.dot(self._analytic.nan_to_num(0.0, 0.0, 0.0), part)) - self._numeric(part)[0]
         return gap if math.isfinite(gap) else 0.0
