@@ -12,6 +12,12 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+FOR_THE_DEPTH = (
+    "unvanish.torch.init.initialize_(model, inputs) sets weights made for the depth; train with learning_rate(model, inputs) of "
+    "the same module, and for activations that have a mean (sigmoid) with unvanish.torch.centered.CenteredUpdates(optimizer)"
+)
+
+
 def times(factor: float) -> str:
     """A factor in two digits, as a person writes it.
 

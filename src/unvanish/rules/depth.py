@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from unvanish import reading
-from unvanish.rules import _flows
+from unvanish.rules import _flows, _words
 from unvanish.types import Evidence, Finding, Flow
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
@@ -38,9 +38,8 @@ class Depth(AbstractRule):
         "Schoenholz et al. 2017, arXiv:1611.01232, section 3; He et al. 2016, arXiv:1512.03385, section 4.1"
     )
     remedies: ClassVar[tuple[str, ...]] = (
-        "residual connections, the last layer of each branch initialised with zeros",
-        "or weights made for the depth (orthogonal at the operating point; mirrored for ReLU, GELU, SiLU)"
-        " and learning rate 1 / (fan_in x depth)",
+        _words.FOR_THE_DEPTH,
+        "or residual connections, the last layer of each branch initialised with zeros",
         "or fewer layers",
     )
 
@@ -80,7 +79,7 @@ class Depth(AbstractRule):
             ),
             message=(
                 f"{layers} layers stand in a row without a skip: {how}. Expected: skips, or weights made for that depth. "
-                "Add residual connections, or initialise for the depth and use a learning rate near 1 / (fan_in x depth)."
+                "Initialise for the depth and use a learning rate near 1 / (fan_in x depth), or add residual connections."
             ),
             remedies=self.remedies,
             source=self.source,

@@ -30,6 +30,7 @@ class Initialization(AbstractRule):
     per_layer: float = 0.1
     local: float = 1.5
     deep: int = 6
+    very_deep: int = 20  # layers from which critical weights, of whatever kind, are not enough
     nothing_left: float = math.log(1e4)
     fall: float = reading.FALL
     cause: ClassVar[Cause] = "initialization"
@@ -40,7 +41,7 @@ class Initialization(AbstractRule):
     remedies: ClassVar[tuple[str, ...]] = (
         "initialise these layers at the critical gain: nn.init.orthogonal_(weight, gain), gain 1 for tanh, 1.41 for ReLU (He);"
         " for sigmoid 4, with bias = -weight.sum(1) / 2",
-        "in more than some 20 layers orthogonal at the operating point, with learning rate 1 / (fan_in x depth)",
+        _words.FOR_THE_DEPTH,
         "or change the structure: residual connections with normalisation",
     )
 
@@ -94,9 +95,15 @@ class Initialization(AbstractRule):
                 "get next to nothing. Expected: weights at the activation's critical gain, which cost nothing. "
                 "Re-initialise these layers; raising the learning rate cannot help."
             ),
-            remedies=(self._recipe(flow), *self.remedies[1:]),
+            remedies=self._cures(flow),
             source=self.source,
         )
+
+    def _cures(self, flow: Flow) -> tuple[str, ...]:
+        """The gain of the activations met here, and weights for the depth; these first where the gain is not enough."""
+        recipe, deep, structure = self._recipe(flow), *self.remedies[1:]
+        first = (deep, recipe) if reading.plain_depth(flow) > self.very_deep + 1 else (recipe, deep)
+        return (*first, structure)
 
     @staticmethod
     def _recipe(flow: Flow) -> str:
