@@ -53,7 +53,9 @@ class Probe:
         self.outputs, self.leaves, self._tensors = unit.first()
         self.values = unit.values(self.outputs)
         self.tracked = [k for k, y in enumerate(self.outputs) if y.requires_grad]
-        self._scales = [spread(y, length) for y, length in zip(self.values, lengths_of(self.values), strict=True)]
+        sizes = lengths_of(self.values)
+        self.finite = all(map(math.isfinite, sizes))
+        self._scales = [spread(y, size) for y, size in zip(self.values, sizes, strict=True)]
         self.noise: list[Tensor] | None = None  # in each entry of the outputs, where it was listened to
         self.bent: dict[int, Tensor] = {}  # of each output, the entries that are left out
         self._widths = [1.0] * len(self.leaves)
@@ -163,14 +165,15 @@ class Probe:
         shifts: Sequence[Tensor | None],
         step: float,
     ) -> Measure:
-        slopes = list(torch._foreach_sub(moved[0], moved[1]))
-        torch._foreach_div_(slopes, 2 * step)
-        weights = self._weights()
-        noise = (w * self._scales[k] * math.sqrt(self.values[k].numel() / 3) for k, w in weights.items())
-        look = first_look(cotangents, slopes, gradients, shifts, 2 * math.hypot(*noise) * ROUNDING / step)
-        loose = [k for k in range(len(slopes)) if k not in weights]
-        limits = [(self.values[k].abs() + self._scales[k]) * (ROUNDING / step) for k in loose]
-        adrift = any(bool((slopes[k].abs() > limit).any()) for k, limit in zip(loose, limits, strict=True))
+        apart = torch._foreach_sub(moved[0], moved[1])
+        weights, numeric, noise = self._weights(), 0.0, 0.0
+        for k, weight in weights.items():
+            numeric += float(torch.dot(cotangents[k].reshape(-1), apart[k].reshape(-1)))
+            noise = math.hypot(noise, weight * self._scales[k] * math.sqrt(self.values[k].numel() / 3))
+        look = first_look(numeric / (2 * step), gradients, shifts, 2 * noise * ROUNDING / step)
+        loose = [k for k in range(len(apart)) if k not in weights]
+        limits = [(self.values[k].abs() + self._scales[k]) * (2 * ROUNDING) for k in loose]
+        adrift = any(bool((apart[k].abs() > limit).any()) for k, limit in zip(loose, limits, strict=True))
         return replace(look, adrift=True) if adrift else look
 
     def repeated(self, chosen: Sequence[int], steps: Sequence[float]) -> list[Measure]:

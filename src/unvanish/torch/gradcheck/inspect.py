@@ -27,7 +27,7 @@ def inspect(unit: Unit, report: Report) -> bool:
         report.skip(unit, f"it does not run in float64: {said(error)}")
         return True
     report.seen.update(id(leaf.parameter) for leaf in probe.leaves if leaf.parameter is not None)
-    if any(map(has_nan, probe.values)):
+    if not probe.finite and any(map(has_nan, probe.values)):
         return blame(unit, probe, report)
     if not probe.judgeable:
         report.skip(unit, _nothing(probe), trivial=True)

@@ -74,16 +74,11 @@ def compared(
 
 
 def first_look(
-    cotangents: list[Tensor],
-    moved: list[Tensor],
-    gradients: Sequence[Tensor | None],
-    shifts: Sequence[Tensor | None],
-    rounding: float,
+    numeric: float, gradients: Sequence[Tensor | None], shifts: Sequence[Tensor | None], rounding: float
 ) -> Measure:
-    """From one step size: ``moved`` is f(x + h d) - f(x - h d) over 2 h. It counts only where it agrees."""
-    numeric, parts = products(cotangents, moved)
+    """From one step size. It counts only where it agrees, so a scale that is too small for a wrong one does no harm."""
     analytic, lengths = analytic_along(gradients, shifts)
-    scale = max(math.hypot(*lengths), math.hypot(*parts))
+    scale = math.hypot(*lengths)
     shares = tuple(length / scale if scale else 0.0 for length in lengths)
     relative = rounding / scale if scale else math.inf
     gap = (analytic - numeric) / scale if scale else math.inf
