@@ -187,6 +187,16 @@ def test_two_networks_have_a_flow_each() -> None:
     assert "Adam of generator" in ran.err
 
 
+def test_an_optimizer_whose_steps_never_meet_a_gradient_is_reported() -> None:
+    ran = same("gan.py", "cut")
+    causes = {d.findings[0].cause: d for d in ran.diagnoses if d.findings}
+    assert list(causes) == ["disconnected"]
+    assert causes["disconnected"].findings[0].where == ("generator.2", "generator.0")
+    assert {p.name.partition(".")[0] for p in causes["disconnected"].flow.parameters} == {"generator"}
+    assert len(ran.diagnoses) == 2
+    assert "not reported" not in ran.err
+
+
 @pytest.mark.parametrize("mode", ["plain", "autocast", "scaler"])
 def test_accumulation_and_clipping(mode: str) -> None:
     ran = same("accumulation.py", mode)

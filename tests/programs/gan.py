@@ -1,6 +1,8 @@
 """A generative adversarial network as it is usually written: two networks, two optimizers, two losses a step."""
 # ruff: noqa: T201 - scripts print
 
+import sys
+
 import torch
 from torch import nn
 
@@ -19,6 +21,8 @@ for _ in range(60):
     criterion(discriminator(fake.detach()), zeros).backward()
     optimizer_d.step()
     generator.zero_grad()
+    if "cut" in sys.argv:
+        fake = fake.detach()
     loss = criterion(discriminator(fake), ones)
     loss.backward()
     optimizer_g.step()

@@ -94,7 +94,7 @@ def _trained(watch: Watch) -> list[Track]:
 
 def _reported(watch: Watch) -> list[Track]:
     """The optimizers to report on; a training repeated fold after fold is reported once."""
-    tracks = [track for track in _trained(watch) if track.looks]
+    tracks = [track for track in _trained(watch) if track.seen]
     return [track for i, track in enumerate(tracks) if not any(track.repeats(other) for other in tracks[:i])]
 
 
@@ -109,13 +109,24 @@ def _report(watch: Watch, live: Live, target: str, json_path: Path | None, *, qu
     found = [_diagnose(track, tracks, watch, 0 if quiet else _PATIENCE) for track in tracks]
     for track, diagnosis in zip(tracks, found, strict=True):
         _print(diagnosis, f"{label(track, watch)}, {track.count} steps" if len(tracks) > 1 else "")
-    unseen = watch.unwatched + len(_trained(watch)) - len(tracks)
-    if unseen:
-        live.say(f"{unseen} more optimizers, of trainings that repeat these or came too late, are not reported")
+    _say_what_is_left(watch, live, tracks)
     if json_path is not None:
         texts = [diagnosis.to_json() for diagnosis in found]
         json_path.write_text((texts[0] if len(texts) == 1 else f"[{','.join(texts)}]") + "\n", encoding="utf-8")
     return 0 if quiet or all(diagnosis.healthy for diagnosis in found) else 1
+
+
+def _say_what_is_left(watch: Watch, live: Live, told: list[Track]) -> None:
+    """Of every optimizer that made a step and is not reported: why."""
+    blind = [track for track in _trained(watch) if not track.seen]
+    more = watch.unwatched + len(_trained(watch)) - len(blind) - len(told)
+    if more:
+        live.say(f"{more} more optimizers, of trainings that repeat these or came too late, are not reported")
+    for track in blind:
+        live.say(
+            f"{track.name} is not reported: it made {track.count} steps, and no backward pass was seen that gave them "
+            "a gradient"
+        )
 
 
 def _diagnose(track: Track, tracks: list[Track], watch: Watch, seconds: float) -> Diagnosis:

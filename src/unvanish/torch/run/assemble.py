@@ -19,7 +19,7 @@ _Plain = TypeVar("_Plain")
 
 def assemble(track: Track, others: list[Track], roots: Roots) -> Flow:
     """The Flow of one optimizer; it must have been looked at once."""
-    first, *later = track.looks
+    first, *later = track.seen
     keep = _Mine(track, others, roots)
     sites = _merged(first.seen, later[0].seen if later else None)
     flow = Flow(

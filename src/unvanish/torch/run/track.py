@@ -56,6 +56,7 @@ class Track:
         self.names: dict[str, None] = {}
         self.losses = Losses()
         self.looks: list[Look] = []
+        self.vain: Look | None = None
         self.facts: dict[int, dict[str, Any]] = {}
         self.skipped: set[int] = set()
         self.nonfinite: NonFinite | None = None
@@ -72,6 +73,11 @@ class Track:
     def count(self) -> int:
         """Its steps so far."""
         return len(self.losses.values)
+
+    @property
+    def seen(self) -> list[Look]:
+        """Its looks; of one whose steps never met a gradient, the look at what was trained instead."""
+        return self.looks or ([] if self.vain is None else [self.vain])
 
     def settle(self, turn: int) -> None:
         """If it has made steps since this was last asked, the latest of them was at ``turn``."""
@@ -112,14 +118,23 @@ class Track:
         updates = Updates.before_step({str(key): p for key, p in held.items()})
         self.begun = Begun(updates, parameters, gradient_norms(held, _fused_scale(optimizer)), mine)
 
-    def end(self, optimizer: Optimizer, mine: list[Seen], named: dict[str, Tensor], names: Names) -> Look | None:
+    def miss(self, optimizer: Optimizer, passes: list[Seen], named: dict[str, Tensor], names: Names) -> None:
+        """The probed step is done, and none of the backward passes since the last one reached its parameters."""
+        begun, self.begun = self.begun, None
+        self._tries += 1
+        self._next = self.count + 1 if self._tries < _TRIES else following(self.count)
+        trainable = any(p.requires_grad for ref in self.parameters.values() if (p := ref()) is not None)
+        assert begun is not None, "it was looked at when it began"
+        empty = not any(begun.norms.values())
+        if self.vain is None and passes and trainable and empty:
+            self.names.update({name: None for name, p in named.items() if id(p) in self.parameters})
+            parameters = self._look_at(optimizer, passes, named, names)
+            self.vain = Look(self.count, _observation(passes[-1], parameters))
+
+    def end(self, optimizer: Optimizer, mine: list[Seen], named: dict[str, Tensor], names: Names) -> Look:
         """The probed step is done: keep what was seen."""
         begun, self.begun = self.begun, None
-        mine = begun.mine or mine if begun is not None else []
-        if begun is None or not mine:
-            self._tries += 1
-            self._next = self.count + 1 if self._tries < _TRIES else following(self.count)
-            return None
+        assert begun is not None, "it was looked at when it began"
         own = {name: p for name, p in named.items() if id(p) in self.parameters}
         self.names.update(dict.fromkeys(own))
         now = {str(key): p for key, ref in self.parameters.items() if (p := ref()) is not None}
@@ -144,18 +159,7 @@ class Track:
             "clip": used / after if not closure and 0 < after < math.inf and math.isfinite(used) else None,
             "scale": source.scale,
         }
-        before = source.before
-        seen = Observation(
-            source.sites,
-            source.units,
-            parameters,
-            before.loss,
-            source.times,
-            before.inputs,
-            before.cuts,
-            source.batch_size,
-        )
-        self.looks.append(Look(self.count, seen))
+        self.looks.append(Look(self.count, _observation(source, parameters)))
         return self.looks[-1]
 
     def _look_at(
@@ -178,6 +182,11 @@ class Track:
             for i, loss in enumerate(self.losses.values)
             if i % stride == 0 or i in self.facts or i in self.skipped or i == len(self.losses.values) - 1
         )
+
+
+def _observation(source: Seen, parameters: tuple[Parameter, ...]) -> Observation:
+    loss, inputs, cuts = source.before.loss, source.before.inputs, source.before.cuts
+    return Observation(source.sites, source.units, parameters, loss, source.times, inputs, cuts, source.batch_size)
 
 
 def following(step: int) -> int:

@@ -63,7 +63,7 @@ class Watch:
         self.notes: list[str] = []
         self.backwards = 0
         self.unwatched = 0
-        self._passed: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._passed: weakref.WeakKeyDictionary[Optimizer, bool] = weakref.WeakKeyDictionary()  # has it made a step?
         self.broken: str | None = None
         self._looked, self._say, self._limit = looked, say, limit
         self.tally = Tally()
@@ -90,8 +90,7 @@ class Watch:
         track = Track(optimizer, self.backwards, self.turn)
         over = [old for old in self.tracks if old.reference() is None and old.shape == track.shape]
         if over or len(self.tracks) >= _MOST_TRACKS:
-            self.unwatched += 1
-            self._passed.add(optimizer)
+            self._passed[optimizer] = False
             return
         self.tracks.append(track)
         self._since = _now() if not self.turn else self._since
@@ -153,6 +152,9 @@ class Watch:
         if track is None:
             self.created(optimizer)
             track = self._find(optimizer)
+        if track is None and not self._passed.get(optimizer, True):
+            self._passed[optimizer] = True
+            self.unwatched += 1
         if track is None or (self._stepping is not None and self._overlap(track, self._stepping)):
             return
         self._stepping = track
@@ -174,7 +176,7 @@ class Watch:
         if skipped:
             track.skipped.add(track.count)
         elif self.window is not None and track.begun is not None:
-            look = track.end(optimizer, self._mine(track), self.roots.parameters(), self.roots.names)
+            look = self._look(track, optimizer)
         self._count(track, skipped)
         if look is not None:
             self._looked(track, look)
@@ -271,10 +273,23 @@ class Watch:
 
     def _mine(self, track: Track) -> list[Seen]:
         """Backward passes since this optimizer's last step that reached its parameters (all, if it is alone)."""
-        seen = [seen for seen in (self.window.seen if self.window else []) if seen.clock > track.clock]
+        seen = self._passes(track)
         mine = [one for one in seen if not one.leaves.keys().isdisjoint(track.parameters)]
         alone = not any(other is not track and other.count for other in self.tracks)
         return mine or (seen if alone else [])
+
+    def _passes(self, track: Track) -> list[Seen]:
+        """Backward passes since this optimizer's last step."""
+        return [seen for seen in (self.window.seen if self.window else []) if seen.clock > track.clock]
+
+    def _look(self, track: Track, optimizer: Optimizer) -> Look | None:
+        """A probed step is done; None where no backward pass reached what it moves."""
+        named, names = self.roots.parameters(), self.roots.names
+        mine = (track.begun.mine if track.begun is not None else []) or self._mine(track)
+        if mine:
+            return track.end(optimizer, mine, named, names)
+        track.miss(optimizer, self._passes(track), named, names)
+        return None
 
     def _backward_birth(self, seen: Seen) -> NonFinite | None:
         """Inf under a GradScaler is how it finds its scale."""
