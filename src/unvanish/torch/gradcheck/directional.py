@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -155,7 +154,7 @@ class Probe:
         known = self.gradients(cotangents) if gradients is None else gradients
         measure = compared(cotangents, numerics, known, shifts, still)
         loose = (numeric for k, numeric in enumerate(numerics) if k not in self.tracked)
-        return replace(measure, adrift=True) if any(n.move() for n in loose) else measure
+        return measure._replace(adrift=True) if any(n.move() for n in loose) else measure
 
     def _first_look(
         self,
@@ -174,7 +173,7 @@ class Probe:
         loose = [k for k in range(len(apart)) if k not in weights]
         limits = [(self.values[k].abs() + self._scales[k]) * (2 * ROUNDING) for k in loose]
         adrift = any(bool((apart[k].abs() > limit).any()) for k, limit in zip(loose, limits, strict=True))
-        return replace(look, adrift=True) if adrift else look
+        return look._replace(adrift=True) if adrift else look
 
     def repeated(self, chosen: Sequence[int], steps: Sequence[float]) -> list[Measure]:
         """The same direction and cotangent with several steps."""

@@ -54,8 +54,8 @@ class Move:
 
     def to(self, step: float) -> dict[Held, Tensor]:
         """Write the moved parameters, return the moved inputs."""
-        if self.data:
-            torch._foreach_copy_(self.data, torch._foreach_add(self.data_bases, self.data_shifts, alpha=step))
+        for data, base, shift in zip(self.data, self.data_bases, self.data_shifts, strict=True):
+            torch.add(base, shift, alpha=step, out=data)
         moved = torch._foreach_add(self.input_bases, self.input_shifts, alpha=step) if self.inputs else ()
         unmoved = (leaf.base.detach().requires_grad_().clone() for leaf in self.still)
         entries = [*zip(self.inputs, moved, strict=True), *zip(self.still, unmoved, strict=True)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +16,7 @@ TOLERANCE = 1e-7
 _COARSE = 1e-4  # the limit up to which a measurement says something at the first try
 
 
-@dataclass(frozen=True, slots=True)
-class Measure:
+class Measure(NamedTuple):
     """``gap`` (analytic - numeric) and ``allowed`` in units of the derivative; ``kinks``: share of outputs left out."""
 
     gap: float

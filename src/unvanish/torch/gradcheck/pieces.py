@@ -45,7 +45,9 @@ def module_unit(
         for held, place in differentiable(returned, name).items():
             inputs.setdefault(held, place)  # an input passed on keeps its name
     entering += held_in(program[1]) if program is not None else ()
-    inside = [] if call.module is None else [m for m in call.module.modules() if m not in called]
+    inside = [call.module] if call.module is not None else []
+    if call.module is not None and call.module._modules:
+        inside = [m for m in call.module.modules() if m not in called]
     return Unit(
         module=path,
         kind="loss" if call.module is None else type(call.module).__name__,

@@ -119,8 +119,10 @@ class Session:
                 report.skipped.append(Skipped(name, type(module).__name__, f"not used by this batch: {', '.join(own)}"))
 
 
-def _complex128(values: torch.Tensor) -> torch.Tensor:
-    return values.to(torch.complex128) if values.is_complex() else values
+def _doubled(values: torch.Tensor) -> torch.Tensor:
+    if not continuous(values):
+        return values
+    return values.to(torch.complex128 if values.is_complex() else torch.float64)
 
 
 def _to_float64(model: nn.Module, goal: Objective) -> None:
@@ -128,7 +130,7 @@ def _to_float64(model: nn.Module, goal: Objective) -> None:
     parts = [part for part in (model, goal.loss_fn, goal.objective) if isinstance(part, nn.Module)]
     try:
         for part in parts:
-            part.double()._apply(_complex128)
+            part._apply(_doubled)
     except Exception as error:
         raise ValueError(
             f"The model could not be turned to float64: {type(error).__name__}: {error}. "
@@ -137,8 +139,8 @@ def _to_float64(model: nn.Module, goal: Objective) -> None:
         ) from error
     for module in (module for part in parts for module in part.modules()):
         for name, value in vars(module).items():
-            if isinstance(value, torch.Tensor) and continuous(value):
-                vars(module)[name] = _complex128(value.detach()) if value.is_complex() else value.detach().double()
+            if isinstance(value, torch.Tensor):
+                vars(module)[name] = _doubled(value.detach()) if continuous(value) else value
         hooks = module._forward_pre_hooks.values()
         if isinstance(module, _SpectralNorm) or any(isinstance(hook, SpectralNorm) for hook in hooks):
             module.training = False  # in training it turns its vectors at each call, and takes them for constants

@@ -34,6 +34,8 @@ class Verdict:
     @property
     def best(self) -> Measure:
         """The measurement that tells most: of those that failed, the worst."""
+        if len(self.measures) == 1:
+            return self.measures[0]
         if self.right is False:
             return max((m for m in self.measures if m.failed), key=lambda m: m.error)
         good = [m for m in self.measures if m.error <= m.allowed] or list(self.measures)
