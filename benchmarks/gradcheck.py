@@ -1,17 +1,21 @@
 """What a gradient check costs, and what it finds, beside torch.autograd.gradcheck.
 
-    python benchmarks/gradcheck.py            # about four minutes
+    python benchmarks/gradcheck.py            # about six minutes
     python benchmarks/gradcheck.py --quick    # small networks only
 
 Costs are ratios to one forward and backward pass of the same network and batch, in float32 as it is trained and in
-float64 as it is checked; passes and checks alternate in one process on one thread, and the least CPU time counts.
+float64 as it is checked, in one process on one thread.  A check is a hundred times longer than a pass, so the least
+time of many short passes would meet quieter moments of a shared machine than any check: as many passes as last as long
+as a check alternate with checks, the ratio is taken of neighbours, and the median of these ratios is shown.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import platform
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +27,7 @@ from torch.autograd import Function
 
 from unvanish.torch.gradcheck import gradcheck
 
-Program = tuple[nn.Module, Tensor, Tensor]
+Program = tuple[nn.Module, Tensor, Tensor, Callable[..., Tensor]]
 
 
 class Wrong(Function):
@@ -57,42 +61,61 @@ class Sigmoids(nn.Module):
 
 def programs(quick: bool) -> dict[str, Program]:
     torch.manual_seed(0)
-    small = {"MLP 12 x 256, tanh, batch 128": (mlp(12, 256), torch.randn(128, 256), torch.randint(10, (128,)))}
+    entropy = nn.functional.cross_entropy
+    small: dict[str, Program] = {
+        "MLP 12 x 256, tanh, batch 128": (mlp(12, 256), torch.randn(128, 256), torch.randint(10, (128,)), entropy)
+    }
+    for wrong, depth in itertools.product((False, True), (5, 10) if quick else (5, 10, 20, 30, 100)):
+        name = f"{depth} x 64, sigmoid, batch 64{', first derivative x -3' if wrong else ''}"
+        small[name] = Sigmoids(depth, 64, wrong), torch.randn(64, 64), torch.rand(64, 64), nn.functional.mse_loss
     if quick:
         return small
     images, ids = torch.randn(32, 3, 32, 32), torch.randint(256, (4, 128))
     return small | {
-        "MLP 100 x 64, tanh, batch 64": (mlp(100, 64), torch.randn(64, 64), torch.randint(10, (64,))),
-        "MLP 1000 x 64, tanh, batch 64": (mlp(1000, 64), torch.randn(64, 64), torch.randint(10, (64,))),
-        "CNN, 6 x conv-BN-ReLU, 32 x 3 x 32 x 32": (cnn(), images, torch.randint(10, (32,))),
-        "GPT-like, 6 layers, d 256, 4 x 128 tokens": (GPT(), ids, torch.randint(256, (512,))),
+        "MLP 100 x 64, tanh, batch 64": (mlp(100, 64), torch.randn(64, 64), torch.randint(10, (64,)), entropy),
+        "MLP 1000 x 64, tanh, batch 64": (mlp(1000, 64), torch.randn(64, 64), torch.randint(10, (64,)), entropy),
+        "CNN, 6 x conv-BN-ReLU, 32 x 3 x 32 x 32": (cnn(), images, torch.randint(10, (32,)), entropy),
+        "GPT-like, 6 layers, d 256, 4 x 128 tokens": (GPT(), ids, torch.randint(256, (512,)), entropy),
     }
 
 
-def seconds(run: Callable[[], Any]) -> float:
+def seconds(run: Callable[[], Any], count: int = 1) -> float:
+    """Of one run, in a row of so many."""
     start = time.process_time()
-    run()
-    return time.process_time() - start
+    for _ in range(count):
+        run()
+    return (time.process_time() - start) / count
 
 
-def training_pass(model: nn.Module, x: Tensor, y: Tensor) -> None:
+def training_pass(model: nn.Module, x: Tensor, y: Tensor, loss: Callable[..., Tensor]) -> None:
     model.zero_grad()
-    nn.functional.cross_entropy(model(x), y).backward()
+    loss(model(x), y).backward()
 
 
-def cost(program: Program, rounds: int) -> tuple[float, float, float]:
-    """Least seconds of a float32 pass, a float64 pass and a check."""
-    model, x, y = program
-    double, x_double = copy.deepcopy(model).double(), x.double() if x.is_floating_point() else x
+def doubled(x: Tensor) -> Tensor:
+    return x.double() if x.is_floating_point() else x
+
+
+def cost(program: Program, rounds: int) -> tuple[list[float], list[float]]:
+    """Median seconds of a float32 pass, a float64 pass and a check; median ratios of the check to both passes."""
+    model, x, y, loss = program
+    other = copy.deepcopy(model).double()
     runs = (
-        lambda: training_pass(model, x, y),
-        lambda: training_pass(double, x_double, y),
-        lambda: gradcheck(model, nn.functional.cross_entropy, (x, y)),
+        lambda: training_pass(model, x, y, loss),
+        lambda: training_pass(other, doubled(x), doubled(y), loss),
+        lambda: gradcheck(model, loss, (x, y)),
     )
     for run in runs:
         run()
-    times = [[seconds(run) for run in runs] for _ in range(rounds)]
-    return tuple(map(min, zip(*times, strict=True)))
+    once = [seconds(run) for run in runs]
+    counts = [max(1, round(once[2] / one)) for one in once]
+    times = [[seconds(run, count) for run, count in zip(runs, counts, strict=True)] for _ in range(rounds)]
+    ratios = [[check / one for one in passes] for *passes, check in times]
+    return _medians(times), _medians(ratios)
+
+
+def _medians(rows: list[list[float]]) -> list[float]:
+    return [statistics.median(column) for column in zip(*rows, strict=True)]
 
 
 def peer(model: nn.Module, x: Tensor, fast: bool) -> bool:
@@ -125,15 +148,15 @@ def _pairs(answers: list[bool]) -> list[tuple[bool, bool]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, Python {platform.python_version()}, one thread, least of {args.rounds}\n")
+    print(f"torch {torch.__version__}, Python {platform.python_version()}, one thread, medians of {args.rounds}\n")
     print("| net | pass, float32 | pass, float64 | check | of float32 | of float64 |\n|---|---|---|---|---|---|")
     for name, program in programs(args.quick).items():
-        single, double, check = cost(program, args.rounds)
-        times = " | ".join(f"{t * 1e3:.1f} ms" for t in (single, double, check))
-        print(f"| {name} | {times} | {check / single:.1f} | {check / double:.1f} |", flush=True)
+        measured, ratios = cost(program, args.rounds)
+        times = " | ".join(f"{t * 1e3:.2f} ms" for t in measured)
+        print(f"| {name} | {times} | {' | '.join(f'{ratio:.1f}' for ratio in ratios)} |", flush=True)
     print("\nDerivative of the first of so many sigmoid layers wrong by -3:\n")
     print("| layers | unvanish | torch.autograd.gradcheck | the same, fast_mode |\n|---|---|---|---|")
     for depth in (5, 10) if args.quick else (5, 10, 20, 30, 100):

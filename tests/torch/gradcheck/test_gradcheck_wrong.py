@@ -249,3 +249,30 @@ def test_a_parameter_of_tiny_numbers_is_checked_all_the_same(size):
     factor = -3.0
     (failure,) = gradcheck(net, nn.functional.mse_loss, batch).failures
     assert failure.analytic == pytest.approx(-3 * failure.numeric, rel=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [0, 4, 7])
+def test_which_call_of_a_shared_module_is_wrong(wrong: int) -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for k in range(8):
+                x = ScaledSigmoid.apply(self.layer(x), 2.0 if k == wrong else 1.0)
+            return x
+
+    torch.manual_seed(0)
+    (failure,) = checked(Shared(), width=4).failures
+    assert failure.problem == f"wrong derivative (call {wrong + 1} of 8)"
+    assert "(call" not in checked(modular(3)).failures[0].problem
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_entries_wrong_by_one_factor_the_largest_is_named(seed: int) -> None:
+    x = torch.randn(20, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 3
+    (failure,) = gradcheck_function(lambda x: ScaledSigmoid.apply(x, -3.0).sum(), x).failures
+    slope = x.sigmoid() * (1 - x.sigmoid())
+    assert failure.index == tuple(torch.unravel_index(slope.argmax(), slope.shape))
+    assert abs(failure.numeric) == pytest.approx(float(slope.max()), rel=1e-6)

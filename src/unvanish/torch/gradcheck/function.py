@@ -13,7 +13,7 @@ from unvanish.torch.gradcheck.pieces import differentiable
 from unvanish.torch.gradcheck.report import Given, Report
 from unvanish.torch.gradcheck.results import GradientCheck, named_type
 from unvanish.torch.gradcheck.session import eager
-from unvanish.torch.gradcheck.units import Unit, floating
+from unvanish.torch.gradcheck.units import Unit, Which, floating
 from unvanish.torch.gradcheck.values import Keeper, continuous, fill, held_in
 from unvanish.torch.rehearsal.copies import preserved_randomness
 
@@ -73,7 +73,7 @@ def _unit(function: Callable[..., Any], inputs: tuple[Any, ...]) -> Unit:
             "Pass at least one, for example torch.randn(3, 4)."
         )
     run = lambda supply: function(*fill(template, supply))  # noqa: E731 - the unit's forward
-    return Unit(name, "function", 1, run, held, entering, strict=True, alone=True)
+    return Unit(name, "function", Which(), run, held, entering, strict=True, alone=True)
 
 
 def _refuse_what_gives_nothing(unit: Unit) -> None:

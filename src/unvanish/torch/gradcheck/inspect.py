@@ -74,12 +74,12 @@ def tell(unit: Unit, probe: Probe, found: Judgement, report: Report, at_kinks: b
     """Write down what was found. ``at_kinks``: where nothing is smooth, it is right on both sides."""
     best = found.whole.best
     if found.nowhere_smooth and at_kinks:
-        report.check(ModuleCheck(unit.module, unit.kind, 0.0, KINK_TOLERANCE, best.kinks, unit.calls, ok=True))
+        report.check(ModuleCheck(unit.module, unit.kind, 0.0, KINK_TOLERANCE, best.kinks, unit.which.calls, ok=True))
         report.checked |= unit.alone or any(leaf.parameter is not None for leaf in probe.leaves)
         return
     if found.wrong or found.whole.right:
         report.check(
-            ModuleCheck(unit.module, unit.kind, best.error, best.allowed, best.kinks, unit.calls, not found.wrong)
+            ModuleCheck(unit.module, unit.kind, best.error, best.allowed, best.kinks, unit.which.calls, not found.wrong)
         )
     counting = {
         k for k, leaf in enumerate(probe.leaves) if unit.alone or (leaf.parameter is not None and not leaf.excused)
@@ -110,9 +110,9 @@ def _wrong_at_a_kink(unit: Unit, probe: Probe, kinks: KinkCheck, report: Report)
     error = abs(analytic - numeric) / max(abs(analytic), abs(numeric))
     low, high = sorted(kinks.sides)
     along = "" if kinks.index is not None else " along a direction"
-    problem = f"{_WRONG} at a kink, outside of the one-sided ones {low:.6g} and {high:.6g}{along}"
+    problem = f"{_WRONG}{unit.which} at a kink, outside of the one-sided ones {low:.6g} and {high:.6g}{along}"
     name = probe.leaves[kinks.leaf].name
-    report.check(ModuleCheck(unit.module, unit.kind, error, KINK_TOLERANCE, 1.0, unit.calls, ok=False))
+    report.check(ModuleCheck(unit.module, unit.kind, error, KINK_TOLERANCE, 1.0, unit.which.calls, ok=False))
     report.fail(Failure(unit.module, unit.kind, name, problem, kinks.index, analytic, numeric, error))
 
 
@@ -120,17 +120,19 @@ def _failure(unit: Unit, probe: Probe, k: int) -> Failure:
     name = probe.leaves[k].name
     entry = worst_entry(probe, k)
     if entry is None:
-        return Failure(unit.module, unit.kind, name, _WRONG)
+        return Failure(unit.module, unit.kind, name, f"{_WRONG}{unit.which}")
     size = max(abs(entry.analytic), abs(entry.numeric))
     error = entry.gap / size if size else 0.0
-    return Failure(unit.module, unit.kind, name, _WRONG, entry.index, entry.analytic, entry.numeric, error)
+    return Failure(
+        unit.module, unit.kind, name, f"{_WRONG}{unit.which}", entry.index, entry.analytic, entry.numeric, error
+    )
 
 
 def _backward_raised(unit: Unit, error: BackwardError, report: Report) -> bool:
     if "heckpoint" in said(error):
         report.skip(unit, "a reentrant checkpoint cannot be differentiated in part: set use_reentrant=False")
         return True
-    report.fail(Failure(unit.module, unit.kind, "input", f"backward raises, run in float64: {said(error)}"))
+    report.fail(Failure(unit.module, unit.kind, "input", f"backward raises{unit.which}, run in float64: {said(error)}"))
     return False
 
 

@@ -37,7 +37,7 @@ def blame(unit: Unit, probe: Probe, report: Report) -> bool:
     for name, values in own:
         _fail(report, Given(unit.module, unit.kind, name), values)
     if not own:
-        report.fail(Failure(unit.module, unit.kind, "output", "NaN comes out, and none went in"))
+        report.fail(Failure(unit.module, unit.kind, "output", f"NaN comes out{unit.which}, and none went in"))
     return False
 
 

@@ -11,14 +11,14 @@ from torch.autograd import Function
 
 from unvanish.torch.gradcheck.capture import FunctionCall, ModuleCall, real_call, replaced_calls
 from unvanish.torch.gradcheck.plain import is_plain
-from unvanish.torch.gradcheck.units import Supply, Unit
+from unvanish.torch.gradcheck.units import Supply, Unit, Which
 from unvanish.torch.gradcheck.values import Held, continuous, fill, held_in
 
 
 def module_unit(
     call: ModuleCall,
     path: str,
-    calls: int,
+    which: Which,
     names: Mapping[nn.Module, str],
     program: tuple[Callable[[Supply], Any], Any] | None = None,
 ) -> Unit:
@@ -51,7 +51,7 @@ def module_unit(
     return Unit(
         module=path,
         kind="loss" if call.module is None else type(call.module).__name__,
-        calls=calls,
+        which=which,
         forward=forward,
         inputs=inputs,
         entering=tuple(entering),
@@ -91,14 +91,14 @@ def _trainable(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, bool]]:
             yield name, parameter, "." in name
 
 
-def function_unit(call: FunctionCall, path: str, calls: int) -> Unit:
+def function_unit(call: FunctionCall, path: str, which: Which) -> Unit:
     """A custom autograd Function by itself."""
     function: type[Function] = call.function
     entering = tuple(held_in(call.args, "input"))
     return Unit(
         module=path,
         kind=function.__name__,
-        calls=calls,
+        which=which,
         forward=lambda supply: function.apply(*fill(call.args, supply)),
         inputs=differentiable(entering, "input"),
         entering=entering,

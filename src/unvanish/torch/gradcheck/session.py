@@ -17,7 +17,7 @@ from unvanish.torch.gradcheck.inspect import inspect
 from unvanish.torch.gradcheck.pieces import function_unit, module_unit
 from unvanish.torch.gradcheck.report import Given, Report
 from unvanish.torch.gradcheck.results import GradientCheck, Skipped
-from unvanish.torch.gradcheck.units import Supply, Unit
+from unvanish.torch.gradcheck.units import Supply, Unit, Which
 from unvanish.torch.gradcheck.values import continuous, fill, held_in
 from unvanish.torch.gradcheck.whole import whole_loss
 from unvanish.torch.probe.scopes import clean
@@ -66,11 +66,11 @@ class Session:
         report = Report({held: Given("", "batch", name) for name, held in held_in(self.batch, "batch")})
         wrong = self._functions(report)
         for calls in _grouped([(call.module, call) for call in self.recorder.modules]):
-            for call in _spread(calls):
+            for which, call in _spread(calls):
                 if call in wrong:
                     report.skipped.append(self._excused(call, wrong[call]))
                 else:
-                    inspect(module_unit(call, self._name(call), len(calls), self.names), report)
+                    inspect(module_unit(call, self._name(call), which, self.names), report)
         if self.recorder.root not in wrong:
             inspect(self._loss_unit(), report)
         self._silent(report)
@@ -81,7 +81,8 @@ class Session:
         wrong: dict[ModuleCall, str] = {}
         keyed = [((call.function, call.caller.module), call) for call in self.recorder.functions]
         for calls in _grouped(keyed):
-            ok = [inspect(function_unit(call, self._name(call.caller), len(calls)), report) for call in _spread(calls)]
+            spread = _spread(calls)
+            ok = [inspect(function_unit(call, self._name(call.caller), which), report) for which, call in spread]
             if not all(ok):
                 wrong.update({call.caller: call.function.__name__ for call in calls})
         return wrong
@@ -93,7 +94,7 @@ class Session:
         return Skipped(self._name(call), type(call.module).__name__, f"it calls {function}, which is wrong")
 
     def _loss_unit(self) -> Unit:
-        unit = module_unit(self.recorder.root, "loss", 1, self.names, (self._run, self.batch))
+        unit = module_unit(self.recorder.root, "loss", Which(), self.names, (self._run, self.batch))
         loss_fn = self.goal.loss_fn if self.goal.loss_fn is not None else self.goal.objective
         parameters = [(name, p, True) for name, p in self.model.named_parameters() if p.requires_grad]
         if isinstance(loss_fn, nn.Module):
@@ -153,7 +154,7 @@ def _grouped(keyed: list[tuple[Any, Any]]) -> list[list[Any]]:
     return list(groups.values())
 
 
-def _spread(calls: list[Any]) -> list[Any]:
-    if len(calls) <= _MOST_CALLS:
-        return calls
-    return [calls[0], calls[len(calls) // 2], calls[-1]]
+def _spread(calls: list[Any]) -> list[tuple[Which, Any]]:
+    count = len(calls)
+    chosen = range(count) if count <= _MOST_CALLS else (0, count // 2, count - 1)
+    return [(Which(k + 1, count), calls[k]) for k in chosen]

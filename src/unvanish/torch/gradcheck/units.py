@@ -30,13 +30,24 @@ class ForwardError(Exception):
     """A piece could not be run again in float64; the cause says why."""
 
 
+@dataclass(frozen=True, slots=True)
+class Which:
+    """Which of the calls of a module or Function it is."""
+
+    call: int = 1
+    calls: int = 1
+
+    def __str__(self) -> str:
+        return f" (call {self.call} of {self.calls})" if self.calls > 1 else ""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Unit:
     """One piece. ``forward(supply)`` gives its outputs; ``modules`` are those whose buffers it may write."""
 
     module: str
     kind: str
-    calls: int
+    which: Which
     forward: Callable[[Supply], Any]
     inputs: dict[Held, str]  # what it is differentiated by
     entering: tuple[tuple[str, Held], ...] = ()  # all that it is given, constants too

@@ -13,7 +13,7 @@ from unvanish.torch.gradcheck.inspect import said, tell
 from unvanish.torch.gradcheck.report import Report
 from unvanish.torch.gradcheck.results import Failure, LossCheck
 from unvanish.torch.gradcheck.stream import Draws
-from unvanish.torch.gradcheck.units import ForwardError, Supply, Unit
+from unvanish.torch.gradcheck.units import ForwardError, Supply, Unit, Which
 from unvanish.torch.gradcheck.verdict import Verdict, judge, verdict
 from unvanish.torch.probe.scopes import clean
 
@@ -25,7 +25,7 @@ _MANY = 1e-3  # a share that rounding alone does not make
 def whole_loss(model: nn.Module, run: Callable[[Supply], Any], report: Report) -> LossCheck | None:
     """One directional derivative of the loss; None, with the reason in the report, where it could not be taken."""
     parameters = tuple((clean(name), p, False) for name, p in model.named_parameters() if p.requires_grad)
-    unit = Unit("", "whole loss", 1, run, {}, parameters=parameters, modules=tuple(model.modules()))
+    unit = Unit("", "whole loss", Which(), run, {}, parameters=parameters, modules=tuple(model.modules()))
     try:
         probe = Probe(unit, Draws(report.stream))
         if not all(bool(y.isfinite().all()) for y in probe.values):
