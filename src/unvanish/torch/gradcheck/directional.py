@@ -125,8 +125,8 @@ class Probe:
 
     def _weights(self) -> dict[int, float]:
         """The largest cotangent of each output: its numbers are uniform, of variance one third."""
-        each = math.sqrt(3 / len(self.tracked)) if self.tracked else 0.0
-        return {k: each / (self._scales[k] * math.sqrt(self.values[k].numel())) for k in self.tracked}
+        length = math.hypot(*(1 / self._scales[k] for k in self.tracked)) or 1.0
+        return {k: math.sqrt(3 / self.values[k].numel()) / (self._scales[k] * length) for k in self.tracked}
 
     def most_noise(self) -> float:
         """What is larger beside all that goes in and comes out is no rounding."""
