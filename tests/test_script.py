@@ -64,14 +64,14 @@ def _ended() -> Iterator[None]:
         zygote().communicate()
 
 
-def forked(*arguments: str) -> Ran:
+def forked(*arguments: str, cwd: Path = PROGRAMS) -> Ran:
     """The same as ``python``, without the seconds of imports."""
     with TemporaryDirectory() as folder:
         files = {name: str(Path(folder) / name) for name in ("out", "err")}
         server = zygote()
         assert server.stdin is not None
         assert server.stdout is not None
-        server.stdin.write(json.dumps({"arguments": arguments, "cwd": str(PROGRAMS), **files}) + "\n")
+        server.stdin.write(json.dumps({"arguments": arguments, "cwd": str(cwd), **files}) + "\n")
         server.stdin.flush()
         code = int(server.stdout.readline())
         return Ran(code, Path(files["out"]).read_text(), Path(files["err"]).read_text())
@@ -230,7 +230,7 @@ def test_a_compiled_model_runs_eager_only_where_we_look(backend: tuple[str, ...]
 
 
 @pytest.mark.parametrize(
-    "habit", ["lbfgs", "retain", "loader", "functional", "lstm", "pinn", "vae", "transformer", "by_hand"]
+    "habit", ["lbfgs", "retain", "loader", "functional", "lstm", "pinn", "vae", "transformer", "by_hand", "by_grad"]
 )
 def test_habits_leave_no_trace_and_are_seen(habit: str) -> None:
     ran = same("habits.py", habit)
@@ -309,6 +309,54 @@ def test_no_training_is_a_clear_error() -> None:
     assert (ran.code, ran.out, ran.diagnoses) == (2, alone("habits.py", "untrained").out, ())
     assert "backward() was never called" in ran.err
     assert "Traceback" not in ran.err
+
+
+def test_gradients_are_the_same_by_whatever_call() -> None:
+    flow = watched("habits.py", "by_grad").diagnoses[0].flow
+    whole = math.hypot(*(math.exp(p.log_grad) for p in flow.parameters if p.log_grad is not None))
+    assert len(flow.steps) == 12
+    assert flow.steps[0].log_grad == pytest.approx(math.log(whole))
+    assert flow.steps[0].clip == pytest.approx(1)
+    assert "earlier steps" not in watched("habits.py", "by_grad").err
+
+
+def test_gradients_of_torch_func_are_said_not_to_be_watched() -> None:
+    ran = same_without_training("transformed")
+    assert "torch.func made gradients 3 times" in ran.err
+    assert "no optimizer made a step" in ran.err
+
+
+def test_a_thread_that_trains_is_said_not_to_be_watched() -> None:
+    ran = same_without_training("threaded")
+    assert "Another thread made 36 backward passes and steps: only the main thread" in ran.err
+
+
+def same_without_training(habit: str) -> Ran:
+    ran = watched("habits.py", habit)
+    assert (ran.code, ran.out, ran.diagnoses) == (2, alone("habits.py", habit).out, ())
+    return ran
+
+
+def test_gradients_that_pile_up_are_noted() -> None:
+    (diagnosis,) = same("habits.py", "piling").diagnoses
+    assert "at 4 of the 4 later steps looked at .grad still held the gradients of earlier steps" in diagnosis.notes[-1]
+
+
+@pytest.mark.parametrize("program", [("gan.py",), ("accumulation.py", "plain"), ("habits.py", "lbfgs")])
+def test_gradients_that_are_taken_away_at_some_time_do_not_pile_up(program: tuple[str, ...]) -> None:
+    assert "earlier steps" not in watched(*program).err
+
+
+def test_warnings_that_are_errors_break_nothing() -> None:
+    ran = same("habits.py", "strict")
+    assert len(ran.diagnoses[0].flow.steps) == 12
+    assert "Warning" not in ran.err
+
+
+def test_the_json_goes_where_the_user_was(tmp_path: Path) -> None:
+    ran = forked("unvanish", "run", "--json", "found.json", str(PROGRAMS / "habits.py"), "moves", cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    assert (tmp_path / "found.json").exists()
 
 
 def test_no_script_is_a_clear_error() -> None:

@@ -84,6 +84,82 @@ def by_hand():
     return nn.ParameterList([w]), loss
 
 
+def by_grad():
+    """Gradients by torch.autograd.grad, from a generator of parameters, once with a Hessian in between."""
+    model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(12):
+        loss = FUNCTIONAL.cross_entropy(model(torch.randn(16, 4)), torch.randint(0, 2, (16,)))
+        for p, gradient in zip(model.parameters(), torch.autograd.grad(loss, model.parameters()), strict=True):
+            p.grad = gradient
+        optimizer.step()
+        if step == 5:
+            loss = FUNCTIONAL.cross_entropy(model(torch.randn(16, 4)), torch.randint(0, 2, (16,)))
+            slopes = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
+            along = sum(slope.sum() for slope in slopes)
+            print(sum(curve.sum().item() for curve in torch.autograd.grad(along, list(model.parameters()))))
+    return model, loss
+
+
+def transformed():
+    """Gradients by torch.func, weights changed by hand."""
+    model = nn.Linear(4, 2)
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+
+    def objective(weights, x):
+        return torch.func.functional_call(model, weights, (x,)).pow(2).mean()
+
+    for _ in range(3):
+        gradients, loss = torch.func.grad_and_value(objective)(weights, torch.randn(8, 4))
+        weights = {name: weights[name] - 0.1 * gradients[name] for name in weights}
+    return model, loss
+
+
+def piling():
+    """No zero_grad."""
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(12):
+        loss = FUNCTIONAL.cross_entropy(model(torch.randn(8, 4)), torch.randint(0, 2, (8,)))
+        loss.backward()
+        optimizer.step()
+    return model, loss
+
+
+def threaded():
+    """Another thread trains."""
+    import threading
+
+    done = []
+    thread = threading.Thread(target=lambda: done.append(retain()))
+    thread.start()
+    thread.join()
+    return done[0]
+
+
+def strict():
+    """Warnings are errors, and the loss has the value of no known one."""
+    import warnings
+
+    warnings.simplefilter("error")
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = FUNCTIONAL.mse_loss(model(torch.randn(8, 4)).max(1).values, torch.ones(8))
+        loss.backward()
+        optimizer.step()
+    return model, loss
+
+
+def moves():
+    """The working directory changes."""
+    import os
+
+    os.chdir("/")
+    return retain()
+
+
 def lstm():
     """A recurrent network and a sparse embedding."""
 

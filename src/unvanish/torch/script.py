@@ -16,6 +16,7 @@ from unvanish.torch.run.hooks import watching
 from unvanish.torch.run.program import Program, execute, exit_code, load, show_traceback
 from unvanish.torch.run.track import Look, Track
 from unvanish.torch.run.trial import tried
+from unvanish.torch.run.untrained import explained, processes_seconds
 from unvanish.torch.run.watch import Enough, Watch
 from unvanish.types import Diagnosis
 
@@ -42,15 +43,22 @@ def run(
     Raises:
         ValueError: there is no such script or module.
     """
-    program = load(target, module=module)
+    program, json_path = load(target, module=module), None if json_path is None else json_path.absolute()
     live = Live()
     watch = Watch(lambda track, look: _show(live, watch, track, look), live.say, steps)
-    process = os.getpid()
+    process, began = os.getpid(), processes_seconds()
     code = _execute(program, args, watch, live)
     if os.getpid() != process:  # a child the script forked came all the way back
         raise SystemExit(code)
     sys.stdout.flush()
-    verdict = _report(watch, live, target, json_path, quiet=bool(code))
+    if watch.broken is not None:
+        live.say("stopped watching because of an error of its own, please report it; the script was not disturbed")
+        sys.stderr.write(watch.broken)
+    if not _reported(watch):
+        if watch.broken is None:
+            live.say(explained(watch, target, processes_seconds() - began))
+        return code or 2
+    verdict = _report(watch, live, json_path, quiet=bool(code))
     return code or verdict
 
 
@@ -98,14 +106,8 @@ def _reported(watch: Watch) -> list[Track]:
     return [track for i, track in enumerate(tracks) if not any(track.repeats(other) for other in tracks[:i])]
 
 
-def _report(watch: Watch, live: Live, target: str, json_path: Path | None, *, quiet: bool) -> int:
-    if watch.broken is not None:
-        live.say("stopped watching because of an error of its own, please report it; the script was not disturbed")
-        sys.stderr.write(watch.broken)
+def _report(watch: Watch, live: Live, json_path: Path | None, *, quiet: bool) -> int:
     tracks = _reported(watch)
-    if not tracks:
-        _say_nothing_trained(watch, live, target)
-        return 2
     found = [_diagnose(track, tracks, watch, 0 if quiet else _PATIENCE) for track in tracks]
     for track, diagnosis in zip(tracks, found, strict=True):
         _print(diagnosis, f"{label(track, watch)}, {track.count} steps" if len(tracks) > 1 else "")
@@ -131,7 +133,7 @@ def _say_what_is_left(watch: Watch, live: Live, told: list[Track]) -> None:
 
 def _diagnose(track: Track, tracks: list[Track], watch: Watch, seconds: float) -> Diagnosis:
     """The verdict on one optimizer; ``seconds`` may be spent on trying levers on a copy."""
-    flow, notes = assemble(track, tracks, watch.roots), watch.notes
+    flow, notes = assemble(track, tracks, watch.roots), [*watch.notes, *_piling_up(track)]
     affordable = _RUNS * watch.pace() < seconds
     if track.trial is not None and len(tracks) == 1 and flow.nonfinite is None and affordable:
         try:
@@ -142,6 +144,15 @@ def _diagnose(track: Track, tracks: list[Track], watch: Watch, seconds: float) -
     return replace(diagnosis, notes=(*diagnosis.notes, *notes))
 
 
+def _piling_up(track: Track) -> list[str]:
+    """A note on gradients that nobody takes away."""
+    found = [step for step, share in track.carried.items() if share]
+    if len(found) < 2:
+        return []
+    looked = f"{len(found)} of the {len(track.carried)} later steps looked at"
+    return [f"at {looked} .grad still held the gradients of earlier steps, as without zero_grad()"]
+
+
 def _print(diagnosis: Diagnosis, title: str) -> None:
     terminal = sys.stderr.isatty()
     width = min(shutil.get_terminal_size((100, 24)).columns, 120) if terminal else 100
@@ -150,13 +161,3 @@ def _print(diagnosis: Diagnosis, title: str) -> None:
     encoding = sys.stderr.encoding or "utf-8"
     sys.stderr.write(text.encode(encoding, "replace").decode(encoding) + "\n")
     sys.stderr.flush()
-
-
-def _say_nothing_trained(watch: Watch, live: Live, target: str) -> None:
-    backward = f"backward() was called {watch.backwards} times" if watch.backwards else "backward() was never called"
-    stepped = "but no optimizer made a step" if watch.backwards else "and no optimizer made a step"
-    live.say(
-        f"no training was seen in {target}: {backward} {stepped}. "
-        "Expected a script that calls loss.backward() and optimizer.step() of a torch.optim optimizer. "
-        "Check that its arguments make it train, or use `unvanish diagnose file.py:factory`."
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -13,7 +12,10 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from unvanish.torch.run.derivatives import parts
+from unvanish.torch.run.quiet import unheard
 from unvanish.torch.run.watch import Watch
+from unvanish.torch.run.window import Pending
 
 
 @contextmanager
@@ -21,7 +23,6 @@ def watching(watch: Watch) -> Iterator[None]:
     """Tell ``watch`` of every optimizer, backward pass, step and loss scaling in the block."""
     with ExitStack() as undo:
         undo.callback(watch.close)
-        undo.callback(_silence("Using `torch.compile\\(module\\)` when there are global hooks"))
         undo.callback(register_optimizer_step_pre_hook(_step_begins(watch)).remove)
         undo.callback(register_optimizer_step_post_hook(_step_ended(watch)).remove)
         for owner, name, make in _REPLACED:
@@ -29,18 +30,6 @@ def watching(watch: Watch) -> Iterator[None]:
             setattr(owner, name, functools.wraps(original)(make(watch, original)))
             undo.callback(setattr, owner, name, original)
         yield
-
-
-def _silence(message: str) -> Callable[[], None]:
-    """Do not let PyTorch warn the user of our hooks; the returned function takes this back."""
-    warnings.filterwarnings("ignore", message)
-    ours = warnings.filters[0]
-
-    def undo() -> None:
-        if ours in warnings.filters:
-            warnings.filters.remove(ours)  # type: ignore[attr-defined]
-
-    return undo
 
 
 def _step_begins(watch: Watch) -> Callable[[Optimizer, Any, Any], None]:
@@ -61,7 +50,9 @@ def _step_ended(watch: Watch) -> Callable[[Optimizer, Any, Any], None]:
             done = counted(optimizer)
         except Exception:
             done = watch.fail()
-        if not done and not watch.elsewhere():
+        if not done and watch.elsewhere():
+            watch.pass_by()
+        elif not done:
             _tell(watch, watch.step_ended, optimizer)
 
     return hook
@@ -70,7 +61,8 @@ def _step_ended(watch: Watch) -> Callable[[Optimizer, Any, Any], None]:
 def _tell(watch: Watch, event: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Whatever goes wrong with us must not stop the user's training."""
     try:
-        return event(*args, **kwargs)
+        with unheard():
+            return event(*args, **kwargs)
     except Exception:
         watch.fail()
         return None
@@ -86,18 +78,51 @@ def _backward(watch: Watch, original: Callable[..., None]) -> Callable[..., None
             done = watch.fail()
         if done:
             return original(tensors, *args, **kwargs)
-        pending = None if watch.elsewhere() else _tell(watch, watch.backward_begins, tensors)
-        if pending is None:
+        if watch.elsewhere():
+            watch.pass_by()
             return original(tensors, *args, **kwargs)
-        try:
+        pending = _tell(watch, watch.backward_begins, tensors)
+        with _unhooked_if_it_raises(watch, pending):
             original(tensors, *args, **kwargs)
-        except BaseException:
-            _tell(watch, pending.probe.sites)
-            raise
-        _tell(watch, watch.backward_ended, pending)
+        if pending is not None:
+            _tell(watch, watch.backward_ended, pending)
         return None
 
     return backward
+
+
+@contextmanager
+def _unhooked_if_it_raises(watch: Watch, pending: Pending | None) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        if pending is not None:
+            _tell(watch, pending.probe.sites)
+        raise
+
+
+def _grad(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
+    heard = watch.tally.heard
+
+    def grad(outputs: Any, inputs: Any, grad_outputs: Any = None, *args: Any, **kwargs: Any) -> Any:
+        inputs = tuple(inputs) if isinstance(inputs, Iterator) else inputs
+        again = bool(kwargs.get("create_graph", args[1] if len(args) > 1 else False))
+        call = (outputs, inputs, grad_outputs, *args)
+        if watch.elsewhere():
+            return original(*call, **kwargs)
+        find = watch.derivatives.loss_of
+        loss = _tell(watch, find, watch.tracks, outputs, inputs, plain=grad_outputs is None, again=again)
+        if loss is None or _tell(watch, heard, loss):
+            return original(*call, **kwargs)
+        pending = _tell(watch, watch.backward_begins, loss, by_grad=True)
+        with _unhooked_if_it_raises(watch, pending):
+            result = original(*call, **kwargs)
+        if pending is not None:
+            gradients = result.values() if isinstance(result, dict) else result
+            _tell(watch, watch.backward_ended, pending, dict(zip(map(id, parts(inputs)), gradients, strict=True)))
+        return result
+
+    return grad
 
 
 def _init(watch: Watch, original: Callable[..., None]) -> Callable[..., None]:
@@ -141,6 +166,7 @@ def _compile(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
 
 _REPLACED: tuple[tuple[Any, str, Callable[[Watch, Callable[..., Any]], Callable[..., Any]]], ...] = (
     (torch.autograd, "backward", _backward),
+    (torch.autograd, "grad", _grad),
     (Optimizer, "__init__", _init),
     (GradScaler, "scale", _scale),
     (GradScaler, "step", _scaler_step),

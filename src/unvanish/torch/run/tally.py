@@ -95,6 +95,10 @@ class Tally:
         """The loss of one backward pass; of very many without a step, the latest are kept."""
         self._losses = [*self._losses[-_MOST_LOSSES // 2 :], value]
 
+    def clear(self) -> None:
+        """The losses noted since the last step were none."""
+        self._losses = []
+
     def forget(self) -> None:
         """A step was made that nobody counts."""
         if self._losses:

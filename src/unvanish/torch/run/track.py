@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,6 +59,7 @@ class Track:
         self.looks: list[Look] = []
         self.vain: Look | None = None
         self.facts: dict[int, dict[str, Any]] = {}
+        self.carried: dict[int, float] = {}
         self.skipped: set[int] = set()
         self.nonfinite: NonFinite | None = None
         self.clock = clock
@@ -116,7 +118,8 @@ class Track:
         held = {key: p for key, ref in self.parameters.items() if (p := ref()) is not None}
         parameters = self._look_at(optimizer, mine, named, names) if mine else None
         updates = Updates.before_step({str(key): p for key, p in held.items()})
-        self.begun = Begun(updates, parameters, gradient_norms(held, _fused_scale(optimizer)), mine)
+        norms = gradient_norms({key: p.grad for key, p in held.items()}, _fused_scale(optimizer))
+        self.begun = Begun(updates, parameters, norms, mine)
 
     def miss(self, optimizer: Optimizer, passes: list[Seen], named: dict[str, Tensor], names: Names) -> None:
         """The probed step is done, and none of the backward passes since the last one reached its parameters."""
@@ -151,12 +154,13 @@ class Track:
         )
         after = total({key: norm for key, norm in source.norms.items() if key in self.parameters})
         used = after if closure else total(begun.norms)
+        alike = not closure and not (source.apart and len(mine) > 1) and 0 < after < math.inf and math.isfinite(used)
         median, largest = update_ratios(tuple(p for p in parameters if p.name in self.names))
         self.facts[self.count] = {
             "log_grad": log(used),
             "update_ratio": median,
             "largest_update_ratio": largest,
-            "clip": used / after if not closure and 0 < after < math.inf and math.isfinite(used) else None,
+            "clip": used / after if alike else None,
             "scale": source.scale,
         }
         self.looks.append(Look(self.count, _observation(source, parameters)))
@@ -201,6 +205,16 @@ def following(step: int) -> int:
             if digit * decade > step:
                 return digit * decade
         decade *= 10
+
+
+def left_over(mine: list[Seen], own: Container[int]) -> float:
+    """The share of the gradient after the last of these backward passes that stems from before the step before them.
+
+    What any of them found gone or zero was taken away in between: ``zero_grad`` was called.
+    """
+    kept = [{key for key, norm in seen.kept.items() if norm and key in own} for seen in mine]
+    stale = total({key: mine[0].kept[key] for key in set.intersection(*kept)})
+    return stale / (total({key: norm for key, norm in mine[-1].norms.items() if key in own}) or 1.0)
 
 
 def total(norms: dict[int, float]) -> float:

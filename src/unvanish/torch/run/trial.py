@@ -20,6 +20,7 @@ from unvanish.torch.probe.graph import Graph
 from unvanish.torch.rehearsal.copies import Working, preserved_randomness, working_copy
 from unvanish.torch.rehearsal.experiments import experiments
 from unvanish.torch.rehearsal.objective import Objective, main_tensor
+from unvanish.torch.run.quiet import unheard
 from unvanish.torch.views.floors import constant_loss
 from unvanish.types import Experiment, Flow, LossView
 
@@ -70,12 +71,13 @@ def batch_of(
         return None
     try:
         with torch.no_grad():
-            value = float(_rebuilt(loss.kind)(read.detach(), target))
+            value, mean = (float(_rebuilt(loss.kind, how)(read.detach(), target)) for how in (loss.reduction, "mean"))
     except (RuntimeError, ValueError, IndexError):
         return None
     if not _same(value, loss.value):
         return None
     floor = constant_loss(loss.kind, target)
+    floor = floor * value / mean if floor is not None and mean else floor
     return Batch(module, _cloned(inputs), target.detach().clone(), replace(loss, value=value, floor=floor))
 
 
@@ -90,14 +92,14 @@ def keep(batch: Batch, optimizer: Optimizer) -> Trial | None:
 def tried(trial: Trial, flow: Flow, steps: int = 40) -> tuple[Experiment, ...]:
     """Train copies on the first batch with one lever moved each; nothing for a loss that does not come out the same."""
     batch, (model, optimizer, _) = trial.batch, trial.work
-    objective = Objective(_rebuilt(batch.loss.kind) if batch.target is not None else None, None)
+    objective = Objective(_rebuilt(batch.loss.kind, batch.loss.reduction) if batch.target is not None else None, None)
     data = batch.inputs if batch.target is None else (batch.inputs, batch.target)
     assert optimizer is not None, "copied with the model"
-    with preserved_randomness(), torch.enable_grad():
+    with preserved_randomness(), torch.enable_grad(), unheard():
         return experiments(model, optimizer, objective, data, replace(flow, loss=batch.loss), steps)
 
 
-def _rebuilt(kind: str) -> Callable[[Any, Tensor], Tensor]:
+def _rebuilt(kind: str, reduction: str | None) -> Callable[[Any, Tensor], Tensor]:
     """``loss_fn(output, target)`` on the tensor a loss would read; (samples, time, classes) are folded for classes."""
 
     def loss_fn(output: Any, target: Tensor) -> Tensor:
@@ -107,7 +109,8 @@ def _rebuilt(kind: str) -> Callable[[Any, Tensor], Tensor]:
             read = read.reshape(-1, read.shape[-1])
         elif read.numel() == target.numel() and read.shape != target.shape:
             read = read.reshape(target.shape)
-        return _LOSSES[kind](read.float(), target if target.dtype == torch.long else target.float())
+        target = target if target.dtype == torch.long else target.float()
+        return _LOSSES[kind](read.float(), target, reduction="sum" if reduction == "sum" else "mean")
 
     return loss_fn
 

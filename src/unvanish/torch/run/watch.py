@@ -20,12 +20,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from unvanish.torch.run.birth import find_birth_unwatched
+from unvanish.torch.run.derivatives import Derivatives
 from unvanish.torch.run.losses import value_of
 from unvanish.torch.run.roots import Roots
 from unvanish.torch.run.tally import Tally
-from unvanish.torch.run.track import Look, Track
+from unvanish.torch.run.track import Look, Track, left_over
 from unvanish.torch.run.trial import keep
-from unvanish.torch.run.window import Pending, Seen, Window
+from unvanish.torch.run.window import Gradients, Pending, Seen, Window
 from unvanish.torch.views.births import find_backward_birth
 from unvanish.types import NonFinite
 
@@ -62,6 +63,7 @@ class Watch:
         self.window: Window | None = None
         self.notes: list[str] = []
         self.backwards = 0
+        self.unclear = 0  # backward passes of no single number
         self.unwatched = 0
         self._passed: weakref.WeakKeyDictionary[Optimizer, bool] = weakref.WeakKeyDictionary()  # has it made a step?
         self.broken: str | None = None
@@ -74,11 +76,17 @@ class Watch:
         self._birth: NonFinite | None = None
         self._stance: Any = None
         self._hand: ByHand | None = None
+        self.derivatives = Derivatives()
+        self.strangers = 0  # backward passes and steps of other threads
         self._process, self._thread = _pid(), _thread()
 
     def elsewhere(self) -> bool:
         """In a forked worker, another thread, or under the compiler."""
         return _is_compiling() or _pid() != self._process or _thread() != self._thread or self.broken is not None
+
+    def pass_by(self) -> None:
+        """A backward pass or a step happened elsewhere."""
+        self.strangers += not _is_compiling() and _pid() == self._process and _thread() != self._thread
 
     # ---- events ----------------------------------------------------------------------------------------------
 
@@ -107,10 +115,13 @@ class Watch:
         if isinstance(result, Tensor) and isinstance(loss, Tensor) and scaler.is_enabled():
             self.tally.scaled = (result, loss, scaler)
 
-    def backward_begins(self, tensors: Any) -> Pending | None:
-        """The user called ``backward``."""
+    def backward_begins(self, tensors: Any, *, by_grad: bool = False) -> Pending | None:
+        """The user called ``backward``, or ``torch.autograd.grad`` in its place."""
+        if not by_grad and self.derivatives.backward():
+            self._forget_passes()
         loss = tensors if isinstance(tensors, Tensor) else next(iter(tensors), None)
         if loss is None or loss.numel() != 1 or not loss.requires_grad:
+            self.unclear += 1
             return None
         if not self.backwards and not self.tracks:
             self._hand = ByHand()
@@ -132,13 +143,16 @@ class Watch:
             self._find_birth(loss)
         return None
 
-    def backward_ended(self, pending: Pending) -> None:
-        """It is done; ``pending`` is what ``backward_begins`` returned."""
+    def backward_ended(self, pending: Pending, gradients: Gradients | None = None) -> None:
+        """It is done; ``pending`` is what ``backward_begins`` returned, ``gradients`` what ``grad`` did."""
         if self.window is None:
             return
-        seen = self.window.end(pending)
+        pending.seen.apart = gradients is not None
+        if gradients is None:
+            gradients = {key: leaf.grad for key, leaf in pending.seen.leaves.items()}
+        seen = self.window.end(pending, gradients)
         if self._birth is None:
-            self._birth = seen.birth or self._backward_birth(seen)
+            self._birth = seen.birth or self._backward_birth(seen, gradients)
         if self._hand is not None:
             self._hand.param_groups[0]["params"] = list(seen.leaves.values())
             self.step_begins(self._hand)
@@ -241,7 +255,7 @@ class Watch:
             self._relax()
         elif self.window is None:
             self.tally.attend()
-            self.window = Window(self.roots, self._position, first=self.turn == 0)
+            self.window = Window(self.roots, self._position, self.fail, first=self.turn == 0)
             if self.tally.compiled:
                 self._go_eager()
         else:
@@ -255,6 +269,12 @@ class Watch:
             track.sleep(self._limit)
         apart = [track for track in alive if not any(self._overlap(track, other) for other in alive)]
         self.tally.relax(apart if self._hand is None else ())
+
+    def _forget_passes(self) -> None:
+        """Those seen until now were no training."""
+        self.tally.clear()
+        if self.window is not None:
+            self.window.seen.clear()
 
     def _find_birth(self, loss: Tensor) -> None:
         """Of a loss that is not finite, at a step that is not looked at; the first of each optimizer counts."""
@@ -286,18 +306,22 @@ class Watch:
         """A probed step is done; None where no backward pass reached what it moves."""
         named, names = self.roots.parameters(), self.roots.names
         mine = (track.begun.mine if track.begun is not None else []) or self._mine(track)
-        if mine:
-            return track.end(optimizer, mine, named, names)
-        track.miss(optimizer, self._passes(track), named, names)
-        return None
+        passes = self._passes(track)
+        if not mine:
+            track.miss(optimizer, passes, named, names)
+            return None
+        whole = len(passes) == self.backwards - track.clock and not self.unclear
+        if track.count and whole and not any(seen.apart for seen in mine):
+            track.carried[track.count] = left_over(mine, track.parameters)
+        return track.end(optimizer, mine, named, names)
 
-    def _backward_birth(self, seen: Seen) -> NonFinite | None:
+    def _backward_birth(self, seen: Seen, gradients: Gradients) -> NonFinite | None:
         """Inf under a GradScaler is how it finds its scale."""
         if seen.scale is not None or all(math.isfinite(norm) for norm in seen.norms.values()):
             return None
         names = self.roots.names.parameters
-        gradients = {names.get(key, "a parameter"): leaf.grad for key, leaf in seen.leaves.items()}
-        return find_backward_birth(seen.sites, gradients, 0)
+        named = {names.get(key, "a parameter"): gradient for key, gradient in gradients.items()}
+        return find_backward_birth(seen.sites, named, 0)
 
     def _find(self, optimizer: Optimizer) -> Track | None:
         for track in self.tracks:

@@ -6,13 +6,14 @@ import math
 import os
 import threading
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
+from torch.utils.hooks import RemovableHandle
 
 from unvanish.torch.probe.activations import Units
 from unvanish.torch.probe.graph import Graph, read_graph
@@ -22,6 +23,7 @@ from unvanish.torch.probe.scopes import Call, tensors_in
 from unvanish.torch.rehearsal.objective import batch_size
 from unvanish.torch.run.birth import find_birth
 from unvanish.torch.run.frames import keywords_of_call
+from unvanish.torch.run.quiet import Silence, unheard
 from unvanish.torch.run.roots import Roots, is_loss
 from unvanish.torch.run.trial import Batch, batch_of
 from unvanish.torch.views.observe import Before, before_backward
@@ -30,12 +32,17 @@ from unvanish.types import LossView, NonFinite, Site, TimeProfile
 _MOST_CALLS = 200_000  # module calls kept while no backward pass comes: a program that only infers
 
 
+Gradients = Mapping[int, Tensor | None]  # by the parameter's identity
 _Entered = tuple[Call, Any, dict[str, Any]]  # a call at top level, its arguments and its keyword arguments
 
 
 @dataclass(slots=True)
 class Seen:
-    """One backward pass of the user, watched. ``norms`` = ||gradient|| per leaf right after it, unscaled."""
+    """One backward pass of the user, watched.
+
+    ``norms`` = ||gradient|| per leaf right after it, unscaled; ``kept`` = the same of what was there before it;
+    ``apart`` = its gradients were not added up in ``.grad``.
+    """
 
     clock: int
     leaves: dict[int, Tensor]
@@ -43,10 +50,12 @@ class Seen:
     calls: list[Call]
     batch_size: int | None
     scale: float | None
+    kept: dict[int, float]
     sites: tuple[Site, ...] = ()
     units: dict[int, Units] = field(default_factory=dict)
     times: tuple[TimeProfile, ...] = ()
     norms: dict[int, float] = field(default_factory=dict)
+    apart: bool = False
     birth: NonFinite | None = None
     batch: Batch | None = None
 
@@ -62,27 +71,31 @@ class Pending:
 class Window:
     """Forward hooks on every module of the process, and a probe on every backward pass, until ``close``."""
 
-    def __init__(self, roots: Roots, position: Callable[[Tensor], int | None], *, first: bool) -> None:
+    def __init__(
+        self, roots: Roots, position: Callable[[Tensor], int | None], fail: Callable[[], object], *, first: bool
+    ) -> None:
         """Open it.
 
         Args:
             roots: the networks known so far; new ones are adopted as they are called.
             position: place of a tensor among the parameters of its optimizer; None where no optimizer holds it.
+            fail: told, in the handling of it, of an error of ours in the user's forward pass.
             first: no step has been made yet; the first batch is kept to be tried again.
         """
         roots.refresh()
         self.seen: list[Seen] = []
         self._roots = roots
-        self._position, self._first = position, first
+        self._position, self._fail, self._first = position, fail, first
         self._scopes = Probe(roots.names, None).scopes
         self._depth = self._ignored = 0
         self._entered: list[_Entered] = []
         self._sized = -1
         self._target: Tensor | None = None
         self._owner = (os.getpid(), threading.get_ident())
-        self._handles = [
-            nn_module.register_module_forward_pre_hook(self._entering),
-            nn_module.register_module_forward_hook(self._leaving, always_call=True),
+        self._handles: list[RemovableHandle | Silence] = [
+            Silence("Using `torch.compile\\(module\\)` when there are global hooks"),
+            nn_module.register_module_forward_pre_hook(self._guarded(self._entering)),
+            nn_module.register_module_forward_hook(self._guarded(self._leaving), always_call=True),
         ]
 
     def close(self) -> None:
@@ -92,6 +105,19 @@ class Window:
         self._entered.clear()
         self.seen.clear()
         self._target = self._scopes.output = None
+
+    def _guarded(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        """What goes wrong with us, a warning made an error too, must not end the user's forward pass."""
+
+        def guarded(*args: Any) -> Any:
+            try:
+                with unheard():
+                    return hook(*args)
+            except Exception:
+                self._fail()
+                return None
+
+        return guarded
 
     def _elsewhere(self) -> bool:
         """In a worker process, another thread, or under the compiler."""
@@ -148,21 +174,22 @@ class Window:
         probe.scopes = self._scopes
         mine = self._calls_in([vertex.number for vertex in graph.vertices])
         before = before_backward(probe, loss, self._inputs(mine), self._target)
-        seen = Seen(clock, parameters, before, list(self._scopes.calls), self._batch_size(before), scale)
+        kept = gradient_norms({key: leaf.grad for key, leaf in parameters.items()}, scale)
+        seen = Seen(clock, parameters, before, list(self._scopes.calls), self._batch_size(before), scale, kept)
         if self._first and len(mine) == 1 and before.graph is not None:
             seen.batch = self._batch(mine[0], before.graph, before.loss)
         if not math.isfinite(before.loss.value):
             seen.birth = find_birth(before.graph, self._scopes, self._roots.names)
         return Pending(probe, seen)
 
-    def end(self, pending: Pending) -> Seen:
-        """The user's backward pass is over: read what the hooks measured."""
+    def end(self, pending: Pending, gradients: Gradients) -> Seen:
+        """The user's backward pass is over: read what the hooks measured, and what it left as ``gradients``."""
         seen, shift = pending.seen, math.log(pending.seen.scale or 1.0)
         sites, seen.units = pending.probe.sites() if pending.probe.graph is not None else ((), {})
         seen.sites = tuple(_unscaled(site, shift) for site in sites) if shift else sites
         times = self._scopes.times.profiles(seen.sites)
         seen.times = tuple(replace(t, log_grads=tuple(g - shift for g in t.log_grads)) for t in times)
-        seen.norms = gradient_norms(seen.leaves, seen.scale)
+        seen.norms = gradient_norms(gradients, seen.scale)
         self.seen = [*self.seen[-63:], seen]
         self._target = self._scopes.output = None
         return seen
@@ -214,10 +241,10 @@ def _shown(args: Any, keywords: dict[str, Any]) -> Any:
     return {**{str(i): value for i, value in enumerate(args)}, **named} if named else args
 
 
-def gradient_norms(parameters: dict[int, Tensor], scale: float | None) -> dict[int, float]:
+def gradient_norms(gradients: Gradients, scale: float | None) -> dict[int, float]:
     """||gradient|| of each parameter that has one, divided by the loss scale."""
-    gradients = {key: dense(p.grad) for key, p in parameters.items() if p.grad is not None and p.grad.numel()}
-    return {key: norms([gradient])[0] / (scale or 1.0) for key, gradient in gradients.items()}
+    known = {key: dense(gradient) for key, gradient in gradients.items() if gradient is not None and gradient.numel()}
+    return {key: norms([gradient])[0] / (scale or 1.0) for key, gradient in known.items()}
 
 
 def _unscaled(site: Site, shift: float) -> Site:
