@@ -242,6 +242,18 @@ def test_habits_leave_no_trace_and_are_seen(habit: str) -> None:
     assert all(math.isfinite(step.loss) for step in flow.steps)
 
 
+@pytest.mark.parametrize(
+    ("fault", "cause", "place"),
+    [("none", None, None), ("cut", "disconnected", "body.pooler.dense"), ("rate", "learning-rate-high", "optimizer")],
+)
+def test_a_trainer_of_transformers(fault: str, cause: str | None, place: str | None) -> None:
+    ran = same("trainer.py", fault) if cause is None else watched("trainer.py", fault)
+    (diagnosis,) = ran.diagnoses
+    assert len(diagnosis.flow.steps) == 40
+    assert ran.code == (0 if cause is None else 1)
+    assert [(one.cause, one.where[0]) for one in diagnosis.findings] == ([] if cause is None else [(cause, place)])
+
+
 def test_a_closure_counts_by_its_first_call() -> None:
     flow = same("habits.py", "lbfgs").diagnoses[0].flow
     assert len(flow.steps) == 8
