@@ -1,4 +1,4 @@
-"""transformers.Trainer: a small vision transformer on digits; "cut" detaches its body, "rate" is a rate far too high."""
+"""transformers.Trainer: a small vision transformer on digits; "cut" detaches its body, "rate" is far too high a rate."""
 # ruff: noqa: T201 - scripts print
 
 import sys
