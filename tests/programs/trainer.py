@@ -1,4 +1,4 @@
-"""transformers.Trainer: a small vision transformer on digits; "cut" detaches its body, "rate" is far too high a rate."""
+"""transformers.Trainer: a small vision transformer on digits; "cut" detaches its body, "rate" is far too high."""
 # ruff: noqa: T201 - scripts print
 
 import sys
