@@ -53,25 +53,6 @@ def test_gpt2_of_transformers():
     assert "transformer.wte" in whys(found)
 
 
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embedding, self.mlp = nn.Embedding(11, 8), plain(8, 8, 8)
-
-    def forward(self, ids):
-        return F.linear(torch.relu(self.mlp(self.embedding(ids))), self.embedding.weight)
-
-
-def test_tied_and_shared_weights():
-    found = report(Tied(), torch.arange(6))
-    assert found.checked == ("mlp.0",)
-    assert "embedding.weight is used 2 times" in whys(found)["mlp.2"]
-    layer = nn.Linear(4, 4)
-    found = report(nn.Sequential(layer, nn.ReLU(), layer, nn.ReLU(), nn.Linear(4, 2)), torch.randn(8, 4))
-    assert found.checked == ()
-    assert "0.weight is used 2 times" in whys(found)["0"]
-
-
 def test_frozen_and_computed_weights():
     net = plain(4, 5, 6, 7, 2)
     net[2].weight.requires_grad_(False)
@@ -125,13 +106,14 @@ class Odd(nn.Module):
         super().__init__()
         self.a, self.b, self.c, self.way = nn.Linear(4, 6), nn.Linear(6, 2), nn.Linear(3, 2), way
         self.rnn = nn.GRU(6, 2, batch_first=True)
+        self.shift = nn.Parameter(torch.ones(6))
 
     def forward(self, x):
         h = torch.relu(self.a(x))
         if self.way == "returned":
             return self.b(h), h
-        if self.way == "softmax":
-            return self.b(torch.softmax(h, dim=-1))
+        if self.way in ("softmax", "shifted"):
+            return self.b(torch.softmax(self.a(x), 0) if self.way == "softmax" else torch.relu(self.a(x) + self.shift))
         if self.way == "gate":
             return self.b(h * torch.sigmoid(self.a(x)))
         if self.way == "heads":
@@ -144,13 +126,13 @@ class Odd(nn.Module):
             return self.c(torch.relu(self.a(x)).chunk(2, dim=-1)[0])
         if self.way == "before":
             return self.b(self.a(x)) + self.b(h)
-        if self.way == "twice":
-            return self.b(torch.tanh(h))
+        if self.way in ("twice", "unknown"):
+            return self.b(torch.tanh(F.dropout(h, 0.1)) if self.way == "twice" else torch.cummax(h, dim=0)[0])
         if self.way == "rnn":
             return self.rnn(h.unsqueeze(1))[0]
         if self.way == "argmax":
             return self.b(h) * h.argsort(dim=-1)[:, :2]
-        return self.b(h) if self.way == "fine" else self.b(torch.log1p(h))
+        return self.b(h)
 
 
 @pytest.mark.parametrize(
@@ -163,11 +145,12 @@ class Odd(nn.Module):
         ("pooled", "along several axes"),
         ("mean", "takes them together"),
         ("chunk", "several tensors"),
-        ("before", "used 2 times"),
+        ("before", "reads them without an activation"),
+        ("shifted", "parameters of its own"),
         ("twice", "several activations"),
         ("rnn", "recurrent"),
         ("argmax", "not known"),
-        ("unknown", "`log1p` does with them what is not known"),
+        ("unknown", "`cummax` does with them what is not known"),
     ],
 )
 def test_units_that_get_lost(way, why):

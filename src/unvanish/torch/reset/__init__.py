@@ -1,4 +1,4 @@
-"""Dead, saturated, dormant and useless units: found, and made new without changing what the network computes."""
+"""Dead, saturated, dormant and useless units: found, and made new with the least change of what comes out."""
 
 from unvanish.torch.reset.events import ResetEvent, ResetReport
 from unvanish.torch.reset.gradients import reset_vanished_gradients_

@@ -24,7 +24,9 @@ class ResetEvent:
             output, of all resets of this step together.  None in a dry run.
         compensated: have the biases of the layers that read the units taken over all they gave on average?  False where
             one has no bias, and where what it gets of a constant unit depends on the place: with padding by zeros (in
-            the layer or in front of it) and in transposed convolutions.  None in a dry run.
+            the layer or in front of it) and in transposed convolutions; and where the new unit is heard at once, in a
+            softmax or by tied weights.  None in a dry run.
+        left_alone: why nothing was done: their weights are tied to others (see :mod:`unvanish.torch.reset.ties`).
     """
 
     step: int
@@ -37,12 +39,15 @@ class ResetEvent:
     waiting: int = 0
     output_change: float | None = None
     compensated: bool | None = None
+    left_alone: str | None = None
 
     def __str__(self) -> str:
         shown = ", ".join(str(unit) for unit in self.units[:8]) + (", ..." if len(self.units) > 8 else "")
         text = f"step {self.step}, {self.layer}: {len(self.units)} of {self.of} units ({shown}) {self.score}"
         if self.waiting:
             text += f", {self.waiting} more wait"
+        if self.left_alone is not None:
+            return text + f"; left alone: {self.left_alone}"
         if self.output_change is None:
             return text + " (dry run)"
         text += f"; the output changed by {self.output_change:.1e}"
@@ -55,7 +60,7 @@ class ResetReport:
 
     Attributes:
         step: at which it was made.
-        events: what was reset, or would have been in a dry run.
+        events: what was reset, or would have been in a dry run; and what was found but left alone, at every check.
         checked: the layers whose units can be reset.
         not_resettable: all other weights, with the reason.
     """
@@ -65,8 +70,12 @@ class ResetReport:
     checked: tuple[str, ...]
     not_resettable: tuple[NotResettable, ...]
 
+    @property
+    def _resets(self) -> int:
+        return sum(event.left_alone is None for event in self.events)
+
     def __str__(self) -> str:
-        lines = [f"step {self.step}: {len(self.checked)} layers checked, {len(self.events)} with units to reset"]
+        lines = [f"step {self.step}: {len(self.checked)} layers checked, {self._resets} with units to reset"]
         lines += [f"  {event}" for event in self.events]
         if self.not_resettable:
             lines += ["not resettable:", *(f"  {layer}" for layer in self.not_resettable)]

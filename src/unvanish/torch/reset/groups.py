@@ -32,14 +32,23 @@ class ActivationPlan:
     """The activation of the units.
 
     Attributes:
-        op: index of the call.
+        op: index of the call, the last where users wrote it by hand as several.
         axis: where the units lie in its input and output.
-        overwrites: index of the call whose output it overwrites, None where it is not in place.
+        source: index of the call whose output it reads.
+        members: the calls it is made of, none where it is one.
+        in_place: does it overwrite its input?
     """
 
     op: int
     axis: UnitAxis
-    overwrites: int | None
+    source: int
+    members: tuple[int, ...]
+    in_place: bool
+
+    @property
+    def before_is_kept(self) -> bool:
+        """Has its input to be kept until it is called?"""
+        return self.in_place or bool(self.members)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +72,21 @@ class NormPlan:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """A layer that reads the units: index of its call, its weight, and the unit of each of its input features."""
+    """A layer that reads the units.
+
+    Attributes:
+        op: index of its call.
+        plan: how its weight is laid out.
+        features: the unit of each of its input features.
+        kept: has its weight another use, so that the units cannot be taken out of it?
+        takes_over: has its bias no other use, so that it can take over what the units gave?
+    """
 
     op: int
     plan: WeightPlan
     features: UnitAxis
+    kept: bool = False
+    takes_over: bool = True
 
     def of_features(self, features: Tensor, read: Tensor) -> Tensor:
         """What is read of these features (bool), zero for all others."""
@@ -82,21 +101,26 @@ class UnitGroup:
 
     Attributes:
         layer: full name of the weight, less a final ".weight".
-        op: index of the call that makes them.
         plan: how its weight is laid out.
         units: how many there are.
-        activation: the one they have.
+        activations: the one they have, in each call of the layer.
         norms: what normalises them on the way.
-        readers: all layers that read them.
+        readers: all calls of layers that read them.
+        left_alone: why they are judged but never reset: their weights are tied to others in a way that forbids it.
     """
 
     layer: str
-    op: int
     plan: WeightPlan
     units: int
-    activation: ActivationPlan
+    activations: tuple[ActivationPlan, ...]
     norms: tuple[NormPlan, ...]
     readers: tuple[Reader, ...]
+    left_alone: str | None = None
+
+    @property
+    def heard_at_once(self) -> bool:
+        """Will somebody read new units from the start, with weights that cannot be set to zero?"""
+        return any(reader.kept for reader in self.readers)
 
 
 def layer_name(weight: str) -> str:

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unvanish.torch.reset.groups import NormPlan, Reader
+from unvanish.torch.reset.groups import ActivationPlan, NormPlan, Reader
 from unvanish.torch.reset.layout import Layout
-from unvanish.torch.reset.passes import Signature, data_of, empty_batch, in_place, run
+from unvanish.torch.reset.passes import Signature, data_of, empty_batch, run
 from unvanish.torch.reset.ranks import summed
 from unvanish.torch.reset.slopes import Family, family_of
-from unvanish.torch.reset.statistics import UnitStatistics, measure
+from unvanish.torch.reset.statistics import UnitStatistics, measure, together
 from unvanish.torch.wiring import Op
+from unvanish.torch.wiring import together as one_op
 
 Moments = tuple[Tensor, Tensor]
 
@@ -24,35 +25,46 @@ class UnitWatch:
     """Measures the activations of groups of units in one pass."""
 
     def __init__(self, layout: Layout, values_read: bool) -> None:
-        groups = layout.groups
+        plans = [plan for group in layout.groups for plan in group.activations]
         self._signature = layout.signature
-        self._groups = {group.activation.op: group for group in groups}
-        self._overwritten = {group.activation.overwrites for group in groups}
+        self._layers = {plan.op: group.layer for group in layout.groups for plan in group.activations}
+        self._plans = {plan.op: plan for plan in plans}
+        self._needed = {plan.source for plan in plans if plan.before_is_kept}
+        self._members = {index for plan in plans for index in plan.members}
         self._values_read = values_read
         self._families: dict[int, Family] = {}  # by activation: found out once
         self._kept: dict[int, Tensor] = {}
-        self._statistics: dict[str, UnitStatistics] = {}
+        self._ops: dict[int, Op] = {}
+        self._statistics: dict[str, list[UnitStatistics]] = {}
 
     def measure(self, model: nn.Module, inputs: Any) -> dict[str, UnitStatistics]:
         """Statistics by layer, of what this rank was given."""
-        self._statistics = {}
+        self._statistics = {layer: [] for layer in self._layers.values()}
         self._kept.clear()
+        self._ops.clear()
         run(model, inputs, self._see, like=self._signature)
-        return self._statistics
+        return {layer: together(calls) for layer, calls in self._statistics.items()}
 
     def _see(self, op: Op, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        group = self._groups.get(op.index)
-        if group is not None and op.kind == "activation":
-            before = self._kept.pop(op.inputs[0]) if in_place(op) else data_of(args, kwargs)
+        if op.index in self._members:
+            self._ops[op.index] = op
+        plan = self._plans.get(op.index)
+        if plan is not None:
+            before = self._kept[plan.source] if plan.before_is_kept else data_of(args, kwargs)
             if not before.numel():
-                raise empty_batch(group.layer)
-            family = self._families.get(op.index)
-            if family is None:
-                family = self._families[op.index] = family_of(op, before)
-            after = result if self._values_read else None
-            self._statistics[group.layer] = measure(op, family, before, after, group.activation.axis)
-        if op.index in self._overwritten and isinstance(result, Tensor):
+                raise empty_batch(self._layers[op.index])
+            # put together anew each time: a number in the user's function may be another than in the last pass
+            whole = one_op([self._ops[index] for index in plan.members], plan.source) if plan.members else op
+            self._measure(plan, whole, before, result)
+        if op.index in self._needed and isinstance(result, Tensor):
             self._kept[op.index] = result.clone()
+
+    def _measure(self, plan: ActivationPlan, op: Op, before: Tensor, result: Any) -> None:
+        family = self._families.get(op.index)
+        if family is None:
+            family = self._families[op.index] = family_of(op, before)
+        after = result if self._values_read else None
+        self._statistics[self._layers[op.index]].append(measure(op, family, before, after, plan.axis))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,21 +11,22 @@ from torch import Tensor, nn
 from unvanish.torch.reset.groups import UnitGroup
 from unvanish.torch.reset.observe import aftermath, output_change, readings
 from unvanish.torch.reset.passes import Signature
+from unvanish.torch.reset.slopes import Family
 from unvanish.torch.reset.surgery import Surgeon, set_running
 
 
 @dataclass(frozen=True, slots=True)
 class Patient:
-    """Units (U,) bool of one layer that are to be reset; ``bounded``: is their activation?"""
+    """Units (U,) bool of one layer that are to be reset; ``family``: what their activation is like."""
 
     group: UnitGroup
     units: Tensor
-    bounded: bool
+    family: Family
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """By layer: could its readers' biases take over what the units gave; and the change of the model's output."""
+    """By layer: have its readers' biases taken over all that the units gave; and the change of the model's output."""
 
     compensated: dict[str, bool]
     output_change: float
@@ -46,14 +47,15 @@ def operate(
     """
     readers = tuple(reader for patient in patients for reader in patient.group.readers)
     before = readings(model, inputs, readers, signature)
-    compensated = {
-        p.group.layer: surgeon.reset(p.group, p.units, before, bounded=p.bounded, step=step) for p in patients
-    }
+    compensated = {}
+    for patient in patients:
+        bounded, competing = patient.family.bounded, patient.family.competing
+        taken_over = surgeon.reset(patient.group, patient.units, before, bounded=bounded, step=step)
+        compensated[patient.group.layer] = taken_over and not competing  # a new unit takes its share from the others
     norms = tuple(norm for patient in patients for norm in patient.group.norms)
     moments, outputs = aftermath(model, inputs, norms, signature)
     for patient in patients:
-        for norm in patient.group.norms:
-            set_running(model, norm, patient.units, moments[norm.op])
+        set_running(model, patient.group.norms, patient.units, moments)
     return Outcome(compensated, output_change(before.outputs, outputs))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from unvanish.torch.reset.slopes import Family, slope_at
@@ -37,6 +38,19 @@ class UnitStatistics:
     def mean_magnitude(self) -> Tensor:
         """(U,) mean of |h|."""
         return self.magnitude / self.samples
+
+
+def together(calls: list[UnitStatistics]) -> UnitStatistics:
+    """Statistics of a layer over all its calls in a pass."""
+    if len(calls) == 1:
+        return calls[0]
+    return replace(
+        calls[0],
+        samples=torch.stack([call.samples for call in calls]).sum(dim=0),
+        flat=torch.stack([call.flat for call in calls]).sum(dim=0),
+        magnitude=torch.stack([call.magnitude for call in calls]).sum(dim=0),
+        steepest=torch.stack([call.steepest for call in calls]).amax(dim=0),
+    )
 
 
 def measure(op: Op, family: Family, before: Tensor, after: Tensor | None, axis: UnitAxis) -> UnitStatistics:

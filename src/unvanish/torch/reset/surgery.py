@@ -18,6 +18,7 @@ from unvanish.torch.reset.optimizer_state import forget
 
 Initializer = str | Callable[[Tensor, torch.Generator], object]
 INITIALIZERS = ("kaiming", "lecun", "default")
+_QUIET = 0.1  # of the usual size: new weights of units that are read at once, for the change they make
 _UNEVEN = 0.03  # of the most a unit can give: what counts as saturated at tanh's end varies by 2.4 %
 
 
@@ -44,7 +45,11 @@ class Surgeon:
         Returns:
             Have the readers' biases taken over all that the units gave on average?
         """
-        taken_over = [self._unread(reader, chosen, readings) for reader in group.readers]
+        weights = dict.fromkeys(reader.plan.weight for reader in group.readers)
+        taken_over = [
+            self._unread([reader for reader in group.readers if reader.plan.weight == name], chosen, readings)
+            for name in weights
+        ]
         weight = self.parameters[group.plan.weight]
         entries = group.plan.making(weight, chosen)
         drawn = self._drawn(weight, group, bounded, f"{self.seed}/{step}/{group.plan.weight}")
@@ -56,27 +61,38 @@ class Surgeon:
             self._neutral(norm, chosen)
         return all(taken_over)
 
-    def _unread(self, reader: Reader, chosen: Tensor, readings: Readings) -> bool:
-        """Take the units out of a reader; its bias takes over their mean contribution.  Was that all of it?"""
+    def _unread(self, calls: list[Reader], chosen: Tensor, readings: Readings) -> bool:
+        """Take the units out of a reader; its bias takes over their mean contribution.  Was that all of it?
+
+        Args:
+            calls: of one layer.
+            chosen: (U,) bool.
+            readings: what these calls read.
+        """
+        reader = calls[0]
         weight = self.parameters[reader.plan.weight]
         features = reader.features.entries_of(chosen)
-        entries = reader.plan.reading(weight, features)
-        given = _contribution(reader, features, readings, weight.dtype)  # before the weights are gone
+        given = torch.cat([_contribution(call, features, readings, weight.dtype) for call in calls])
         bias = self.parameters[reader.plan.bias] if reader.plan.bias is not None else None
         whole = not bool(given.any())
-        if bias is not None and bias.requires_grad and bool(given.isfinite().all()):
+        if bias is not None and bias.requires_grad and reader.takes_over and bool(given.isfinite().all()):
             bias += given.mean(dim=0)  # weights that are NaN or Inf go without a trace in the bias
-            whole = whole or self._even(reader, features, readings, given)
+            whole = whole or self._even(calls, features, readings, given)
+        if reader.kept:  # and what it reads from now on is new
+            return False
+        entries = reader.plan.reading(weight, features)
         weight.masked_fill_(entries, 0.0)
         forget(self.optimizer, weight, entries)
         return whole
 
-    def _even(self, reader: Reader, features: Tensor, readings: Readings, given: Tensor) -> bool:
-        """Is what the units give to each output the same at all places, as a bias is?"""
-        weight, mean = self.parameters[reader.plan.weight], readings.means[reader.op]
-        taken = weight.abs() * reader.plan.reading(weight, features)
-        most = reader.plan.sum_by_output(taken) * reader.of_features(features, mean).abs().max()
-        return bool(((given - given.mean(dim=0)).abs().amax(dim=0) <= _UNEVEN * most).all())
+    def _even(self, calls: list[Reader], features: Tensor, readings: Readings, given: Tensor) -> bool:
+        """Is what the units give to each output the same at all places and in all calls, as a bias is?"""
+        plan = calls[0].plan
+        weight = self.parameters[plan.weight]
+        taken = weight.abs() * plan.reading(weight, features)
+        largest = max(float(call.of_features(features, readings.means[call.op]).abs().max()) for call in calls)
+        uneven = (given - given.mean(dim=0)).abs().amax(dim=0)
+        return bool((uneven <= _UNEVEN * largest * plan.sum_by_output(taken)).all())
 
     def _drawn(self, weight: Tensor, group: UnitGroup, bounded: bool, key: str) -> Tensor:
         generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
@@ -86,7 +102,7 @@ class Surgeon:
         else:
             bound = _bound(self.init, group.plan.fan_in(weight), bounded)
             drawn.uniform_(-bound, bound, generator=generator)
-        return drawn.to(weight.device)
+        return drawn.to(weight.device).mul_(_QUIET if group.heard_at_once else 1.0)
 
     def _neutral(self, norm: NormPlan, chosen: Tensor) -> None:
         entries = torch.cat([chosen.new_zeros(1), chosen])[norm.entries]
@@ -100,17 +116,17 @@ class Surgeon:
 
 
 @torch.no_grad()
-def set_running(model: nn.Module, norm: NormPlan, chosen: Tensor, moments: Moments) -> None:
-    """Set the running mean and variance of the chosen units to those they have now."""
-    if norm.running is None:
-        return
-    module = model.get_submodule(norm.running)
-    assert isinstance(module, _BatchNorm)
-    for buffer, values in zip((module.running_mean, module.running_var), moments, strict=True):
-        assert buffer is not None
-        entries = norm.axis.entries_of(chosen)
-        spread = torch.cat([values.new_zeros(1), values])[norm.axis.owners]
-        buffer.copy_(torch.where(entries, spread.to(buffer.dtype), buffer))
+def set_running(model: nn.Module, norms: tuple[NormPlan, ...], chosen: Tensor, moments: dict[int, Moments]) -> None:
+    """Set the running mean and variance of the chosen units to those they have now, on average over a norm's calls."""
+    for path in dict.fromkeys(norm.running for norm in norms if norm.running is not None):
+        module, calls = model.get_submodule(path), [norm for norm in norms if norm.running == path]
+        assert isinstance(module, _BatchNorm)
+        entries, owners = calls[0].axis.entries_of(chosen), calls[0].axis.owners
+        for which, buffer in enumerate((module.running_mean, module.running_var)):
+            assert buffer is not None
+            values = torch.stack([moments[norm.op][which] for norm in calls]).mean(dim=0)
+            spread = torch.cat([values.new_zeros(1), values])[owners]
+            buffer.copy_(torch.where(entries, spread.to(buffer.dtype), buffer))
 
 
 def _contribution(reader: Reader, features: Tensor, readings: Readings, dtype: torch.dtype) -> Tensor:

@@ -1,4 +1,4 @@
-"""Dead, saturated, dormant and useless units made new, without changing what the network computes."""
+"""Dead, saturated, dormant and useless units made new, with the least change of what the network computes."""
 
 from __future__ import annotations
 
@@ -41,20 +41,27 @@ class UnitReset:
     optimizer keeps of exactly these entries is set back (see :mod:`unvanish.torch.reset.optimizer_state` on the size
     of their first updates).  The measured change of the output stands in the event.
 
-    **What a bias cannot take over.** To a convolution with padding by zeros, and to a transposed one, a constant unit
-    gives less at the rim, or by turns more and less.  A dead unit gave nothing and is replaced exactly all the same; of
-    a saturated one the bias takes over the mean over all places, the nearest it can come; ``event.compensated`` is
-    False.  What is lost is small where images are large: a tanh CNN of three 3 x 3 layers on 8 x 8 digits, 3 of 16
-    units stuck in each of two layers, lost 5 % of its output, and 0.003 of an accuracy of 0.912.  Such units are reset
-    nevertheless: their readers can learn the rim again, a stuck unit nothing.
+    **What a bias cannot take over.** ``event.output_change`` says how much it is, and ``event.compensated`` is False in
+    the first three cases:
 
-    **Which units.** Those made by one linear or convolutional layer (grouped, transposed and ``addmm`` as well),
-    followed by one activation and read only by such layers, reached through views, pools, dropout, normalisation:
-    within a residual block, from convolutions through ``flatten`` to a linear layer, the inner layer of a Transformer's
-    MLP.  All others (units of the residual stream, gates, attention, recurrent layers, tied or frozen or computed
+    - To a convolution with padding by zeros, and to a transposed one, a constant unit gives less at the rim, or by
+      turns more and less.  A dead unit gave nothing and is replaced exactly all the same; of a saturated one the bias takes
+      over the mean over all places, the nearest it can come.  A tanh CNN of three 3 x 3 layers on 8 x 8 digits, 3 of 16
+      units stuck in each of two layers, lost 5 % of its output and 0.003 of an accuracy of 0.912; larger images lose
+      less.  The readers can learn the rim again; a unit left as it is would learn nothing.
+    - In a softmax over units each depends on all others: a new unit takes its share from them.
+    - Where the weights that read a unit are tied to others (:mod:`unvanish.torch.reset.ties`) they cannot be zero, and
+      the new unit is heard at once.  It begins at a tenth of the usual size.
+    - With a LayerNorm or GroupNorm between, a reset unit changes its neighbours' normalisation.
+
+    **Which units.** Those made by one linear or convolutional layer (grouped, transposed, ``addmm`` and ``x @ W`` as
+    well; a shared layer by all its calls together), followed by one activation (of torch, or of several ops that you
+    wrote by hand; softmax over the units) and read only by such layers, reached through views, pools, dropout,
+    normalisation: within a residual block, from convolutions through ``flatten`` to a linear layer, the inner layer of a
+    Transformer's MLP.  All others (units of the residual stream, gates, attention, recurrent layers, frozen or computed
     weights, those that this optimizer does not hold, the model's outputs) are left alone, and
-    ``check(...).not_resettable`` names them with the reason.  With a LayerNorm or GroupNorm between, a reset unit
-    changes its neighbours' normalisation: ``output_change`` says how much.
+    ``check(...).not_resettable`` names them with the reason.  Units whose own weights are tied to others' are judged,
+    and what is found stands in the log with the reason why it was left alone.
 
     **When.** ``step`` is called after every ``optimizer.step()``; at each ``every``-th call the scores are measured by
     one forward pass over ``inputs`` in the model's own mode, without dropout, that changes nothing: no buffer, random
@@ -82,7 +89,7 @@ class UnitReset:
         seed: of the random numbers, which come from a generator of their own, keyed by step and layer.
 
     Attributes:
-        events: all resets so far.
+        events: all resets so far, and units that were found but left alone, once each time these change.
 
     Raises:
         ValueError: a setting out of range, an optimizer of other parameters, sharded parameters.
@@ -140,10 +147,13 @@ class UnitReset:
                 Looked at only when a check is due.
 
         Returns:
-            What was reset now.
+            What is new in :attr:`events`: what was reset now, and what was found for the first time but left alone.
         """
         self._step += 1
-        return self.check(inputs).events if self._step % self._every == 0 else ()
+        before = len(self.events)
+        if self._step % self._every == 0:
+            self.check(inputs)
+        return tuple(self.events[before:])
 
     @torch.inference_mode(mode=False)  # slopes are asked of autograd
     def check(self, inputs: Any, *, dry_run: bool = False) -> ResetReport:
@@ -164,12 +174,23 @@ class UnitReset:
             choices = self._choices(group, statistics[group.layer], memory.setdefault(group.layer, {}))
             if choices:
                 chosen.append((group, choices))
-        events = self._events(chosen)
-        if chosen and not dry_run:
-            events = self._operate(inputs, chosen, statistics, events)
-            self.events.extend(events)
-        layers = tuple(group.layer for group in self._layout.groups)
+        tied: Chosen = [(group, choices) for group, choices in chosen if group.left_alone is not None]
+        free: Chosen = [(group, choices) for group, choices in chosen if group.left_alone is None]
+        events, alone = self._events(free), self._events(tied)
+        if free and not dry_run:
+            events = self._operate(inputs, free, statistics, events)
+        if not dry_run:
+            self.events.extend(events + tuple(event for event in alone if not self._logged(event)))
+        events = events + alone
+        layers = tuple(group.layer for group in self._layout.groups if group.left_alone is None)
         return ResetReport(self._step, events, layers, self._layout.not_resettable)
+
+    def _logged(self, event: ResetEvent) -> bool:
+        """Was the same found at the last check that left units of this layer alone?"""
+        before = [
+            e for e in self.events if e.left_alone is not None and (e.layer, e.score) == (event.layer, event.score)
+        ]
+        return bool(before) and before[-1].units == event.units
 
     def _measured(self, inputs: Any) -> dict[str, UnitStatistics]:
         """Statistics of all layers over all ranks; a model that is wired anew is looked at anew."""
@@ -235,6 +256,7 @@ class UnitReset:
                 values=tuple(choice.values[choice.units].tolist()),
                 reason=choice.score.reason,
                 of=group.units,
+                left_alone=group.left_alone,
                 waiting=choice.waiting,
             )
             for group, choices in chosen
@@ -247,7 +269,7 @@ class UnitReset:
         """Reset the chosen units; the events with what came of it."""
         assert self._layout is not None
         patients = tuple(
-            Patient(group, all_units([c.units for c in choices]), statistics[group.layer].family.bounded)
+            Patient(group, all_units([c.units for c in choices]), statistics[group.layer].family)
             for group, choices in chosen
         )
         outcome = operate(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from unvanish.torch.wiring import Op
+
+# where products have their weight, their bias, and the weight its outputs
+_ROLES = {"linear": ("weight", "bias", 0), "addmm": ("mat2", "input", 1), "matmul": ("other", "", 1)}
+_ROLES |= {"mm": ("mat2", "", 1)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +22,8 @@ class WeightPlan:
     Attributes:
         weight: full name of the parameter.
         bias: of the bias, None where there is none.
-        out_axis: 0 where outputs come first (Linear, Conv), 1 where inputs do (ConvTranspose, ``addmm``).
+        out_axis: 0 where outputs come first (Linear, Conv), 1 where inputs do (ConvTranspose, ``addmm``, ``x @ W``, a
+            Linear's weight read backwards by a tied decoder).
         groups: of a convolution.
         channel_axis: axis of the layer's input and output along which its features lie, counted from the end.
     """
@@ -58,26 +64,46 @@ class WeightPlan:
         return kernel * (weight.shape[1] if self.out_axis == 0 else weight.shape[0] // self.groups)
 
 
-def plan_of(op: Op, weight_dims: int) -> WeightPlan | None:
-    """How the weight of a linear or convolutional call is laid out; None for a call whose layout is not known."""
-    spatial = weight_dims - 2
-    if op.name == "linear" and weight_dims == 2:
-        return _named(op, "weight", "bias", 0, -1)
-    if op.name == "addmm" and op.arguments.get("beta", 1) == 1 and op.arguments.get("alpha", 1) == 1:
-        return _named(op, "mat2", "input", 1, -1)
-    if op.kind == "convolution":
-        return _named(op, "weight", "bias", 0, -1 - spatial)
-    if op.kind == "transposed_convolution":
-        return _named(op, "weight", "bias", 1, -1 - spatial)
-    return None
+def plan_of(op: Op, tensors: list[Tensor], parameters: Mapping[str, Tensor]) -> WeightPlan | None:
+    """How the weight of a linear or convolutional call is laid out; None for a call whose layout is not known.
 
-
-def _named(op: Op, weight: str, bias: str, out_axis: int, channel_axis: int) -> WeightPlan | None:
-    name = op.parameter(weight)
-    if name is None:
+    Args:
+        op: the call.
+        tensors: its arguments that are tensors.
+        parameters: of the model, by full name; one of them, or its transpose, has to be the weight.
+    """
+    role, bias, out_axis = _ROLES.get(op.name, ("weight", "bias", int(op.kind == "transposed_convolution")))
+    found = _weight(op, role, tensors, parameters)
+    scaled = op.name == "addmm" and (op.arguments.get("beta", 1) != 1 or op.arguments.get("alpha", 1) != 1)
+    if found is None or scaled:
         return None
+    name, turned = found
+    spatial = parameters[name].ndim - 2
     groups = int(op.arguments.get("groups", 1))
-    return WeightPlan(name, op.parameter(bias), out_axis, groups, channel_axis)
+    if (op.name in _ROLES and spatial) or (op.kind == "linear" and op.name not in _ROLES):
+        return None
+    return WeightPlan(name, op.parameter(bias), out_axis ^ turned, groups, -1 - spatial)
+
+
+def _weight(op: Op, role: str, tensors: list[Tensor], parameters: Mapping[str, Tensor]) -> tuple[str, bool] | None:
+    """Name of the one weight a call has, and is its transpose used instead of it?"""
+    own = [(r, name) for r, name in op.parameters if parameters[name].ndim > 1]
+    if len(own) + len(op.computed) != 1:
+        return None
+    if own:
+        return (own[0][1], False) if own[0][0] == role else None
+    computed, names = op.computed[0]
+    if computed != role or len(names) != 1 or parameters[names[0]].ndim != 2:
+        return None
+    return (names[0], True) if any(_is_transpose(tensor, parameters[names[0]]) for tensor in tensors) else None
+
+
+def _is_transpose(tensor: Tensor, parameter: Tensor) -> bool:
+    """Is it the parameter's own memory, rows for columns, as a tied decoder reads it?"""
+    if tensor.ndim != 2 or tensor.layout != torch.strided or tensor.data_ptr() != parameter.data_ptr():
+        return False
+    turned = parameter.t()
+    return tensor.shape == turned.shape and tensor.stride() == turned.stride()
 
 
 def _entries(weight: Tensor, groups: int, axis: int, features: Tensor) -> Tensor:

@@ -28,6 +28,10 @@ class Saturated(AbstractScore):
     sides (tanh, sigmoid, hardtanh, softsign, erf, a function of your own); for all others this score says nothing: a
     ReLU that is off for 99 % of the samples is sparse, not ill.
 
+    Of a softmax over n units :math:`\varphi'` is the diagonal of its Jacobian, :math:`p_j (1 - p_j)`, and compared with
+    that of equal shares, :math:`\frac1n (1 - \frac1n)`: flat is a share below about 0.05/n, or as near to 1.  Here it
+    has to be so on *all* samples, whatever ``share`` says, for among many units that take turns each is flat on most.
+
     Attributes:
         share: of the samples that have to be flat.
         patience: checks in a row.
@@ -47,6 +51,7 @@ class Saturated(AbstractScore):
         values = steep_share(statistics.flat, statistics.samples)
         if not statistics.family.bounded:
             return Judgement(torch.ones_like(values), torch.zeros_like(mature))
+        share = 1.0 if statistics.family.competing else self.share
         # counts are whole numbers: compared so, a share of exactly 1 - share is not lost to rounding
-        below = statistics.flat >= self.share * statistics.samples
+        below = statistics.flat >= share * statistics.samples
         return Judgement(values, lasting(below, state, self.patience) & mature)
