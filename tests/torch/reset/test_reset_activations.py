@@ -100,6 +100,8 @@ def test_a_softmax_unit_stuck_at_either_end(function, stuck):
     # by hand: the diagonal of the Jacobian, against that of equal shares, on all samples
     flat = (p * (1 - p) < 0.05 * (1 / 6) * (5 / 6)).all(dim=0).nonzero().flatten().tolist()
     assert 2 in flat
+    if float(p[:, 2].mean()) > 0.5:  # the others have nothing because of it: they are not ill
+        flat = [2]
     before = copy.deepcopy(net)
     events = check(net, x, Saturated(patience=1), max_share=1.0).events
     assert [event.units for event in events] == [tuple(flat)]

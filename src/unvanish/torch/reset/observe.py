@@ -63,7 +63,7 @@ class UnitWatch:
         family = self._families.get(op.index)
         if family is None:
             family = self._families[op.index] = family_of(op, before)
-        after = result if self._values_read else None
+        after = result if self._values_read or family.competing else None
         self._statistics[self._layers[op.index]].append(measure(op, family, before, after, plan.axis))
 
 

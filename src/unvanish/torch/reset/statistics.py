@@ -21,7 +21,7 @@ class UnitStatistics:
     Attributes:
         samples: (U,) how many values each unit had.
         flat: (U,) at how many of them its derivative was below 5 % of the activation's best.
-        magnitude: (U,) sum of |h|; zeros where no score reads it.
+        magnitude: (U,) sum of |h|; zeros where no score reads it, other than of a softmax.
         steepest: (U,) largest |derivative|.
         outgoing: (U,) sum of |w| over all weights that read the unit; zeros where no score reads it.
         family: what the activation is like.

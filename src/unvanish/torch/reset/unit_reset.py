@@ -45,10 +45,10 @@ class UnitReset:
     the first three cases:
 
     - To a convolution with padding by zeros, and to a transposed one, a constant unit gives less at the rim, or by
-      turns more and less.  A dead unit gave nothing and is replaced exactly all the same; of a saturated one the bias takes
-      over the mean over all places, the nearest it can come.  A tanh CNN of three 3 x 3 layers on 8 x 8 digits, 3 of 16
-      units stuck in each of two layers, lost 5 % of its output and 0.003 of an accuracy of 0.912; larger images lose
-      less.  The readers can learn the rim again; a unit left as it is would learn nothing.
+      turns more and less.  A dead unit gave nothing and is replaced exactly all the same; of a saturated one the bias
+      takes over the mean over all places, the nearest it can come.  A tanh CNN of three 3 x 3 layers on 8 x 8 digits,
+      3 of 16 units stuck in each of two layers, lost 5 % of its output and 0.003 of an accuracy of 0.912; larger images
+      lose less.  The readers can learn the rim again; a unit left as it is would learn nothing.
     - In a softmax over units each depends on all others: a new unit takes its share from them.
     - Where the weights that read a unit are tied to others (:mod:`unvanish.torch.reset.ties`) they cannot be zero, and
       the new unit is heard at once.  It begins at a tenth of the usual size.

@@ -51,6 +51,14 @@ def lasting(below: Tensor, state: State, patience: int) -> Tensor:
     return state["streak"] >= patience
 
 
+def culprits(found: Tensor, statistics: UnitStatistics) -> Tensor:
+    """Of a softmax in which one unit has (nearly) all: that one alone, for the others have nothing because of it."""
+    if not statistics.family.competing:
+        return found
+    greedy = found & (statistics.mean_magnitude > 0.5)
+    return greedy if bool(greedy.any()) else found
+
+
 def check_share(name: str, field: str, value: float) -> None:
     """Raise where a share is outside [0, 1]."""
     if not 0 <= value <= 1:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from unvanish.torch.reset.scores.base import AbstractScore, Judgement, State, check_count, lasting
+from unvanish.torch.reset.scores.base import AbstractScore, Judgement, State, check_count, culprits, lasting
 from unvanish.torch.reset.statistics import UnitStatistics
 
 
@@ -41,4 +41,5 @@ class Dead(AbstractScore):
     def judge(self, statistics: UnitStatistics, state: State, mature: Tensor) -> Judgement:
         """See :meth:`AbstractScore.judge`."""
         values = steepest_share(statistics.steepest, statistics.family.best_slope)
-        return Judgement(values, lasting(values <= self.zero, state, self.patience) & mature)
+        found = lasting(values <= self.zero, state, self.patience)
+        return Judgement(values, culprits(found, statistics) & mature)

@@ -8,7 +8,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unvanish.torch.reset.scores.base import AbstractScore, Judgement, State, check_count, check_share, lasting
+from unvanish.torch.reset.scores.base import (
+    AbstractScore,
+    Judgement,
+    State,
+    check_count,
+    check_share,
+    culprits,
+    lasting,
+)
 from unvanish.torch.reset.statistics import UnitStatistics
 
 
@@ -31,6 +39,7 @@ class Saturated(AbstractScore):
     Of a softmax over n units :math:`\varphi'` is the diagonal of its Jacobian, :math:`p_j (1 - p_j)`, and compared with
     that of equal shares, :math:`\frac1n (1 - \frac1n)`: flat is a share below about 0.05/n, or as near to 1.  Here it
     has to be so on *all* samples, whatever ``share`` says, for among many units that take turns each is flat on most.
+    Where one unit has nearly all, it alone is ill: the others have nothing because of it.
 
     Attributes:
         share: of the samples that have to be flat.
@@ -54,4 +63,4 @@ class Saturated(AbstractScore):
         share = 1.0 if statistics.family.competing else self.share
         # counts are whole numbers: compared so, a share of exactly 1 - share is not lost to rounding
         below = statistics.flat >= share * statistics.samples
-        return Judgement(values, lasting(below, state, self.patience) & mature)
+        return Judgement(values, culprits(lasting(below, state, self.patience), statistics) & mature)
