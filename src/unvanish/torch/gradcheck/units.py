@@ -23,6 +23,7 @@ from unvanish.torch.gradcheck.precision import double_precision
 from unvanish.torch.gradcheck.values import Held, contents, continuous, real
 
 Supply = Callable[[Held], Tensor]
+_Buffer = tuple[nn.Module, str, Tensor]
 _SEED = 20210501
 
 
@@ -117,12 +118,15 @@ class Unit:
 
     def _outputs(self, entries: dict[Held, Tensor]) -> list[Tensor]:
         """``entries`` may be written into by the program."""
-        copies = _Copies(entries)
-        with self._own_buffers() if self._buffers() else nullcontext(), self.conditions():
-            try:
+        copies, buffers = _Copies(entries), self._buffers()
+        try:
+            if self.plain and not buffers:
                 found = self.forward(copies)
-            except Exception as error:  # the user's code, in a precision it may not be written for
-                raise ForwardError from error
+            else:
+                with _own(buffers), self.conditions():
+                    found = self.forward(copies)
+        except Exception as error:  # the user's code, in a precision it may not be written for
+            raise ForwardError from error
         return [
             real(y)
             for y in floating(found)
@@ -133,20 +137,20 @@ class Unit:
         """What the program runs in, forward and backward: float64 whatever it asks for, and equal random numbers."""
         return nullcontext() if self.plain else _equal_conditions()
 
-    @contextmanager
-    def _own_buffers(self) -> Iterator[None]:
-        """Each evaluation has buffers of its own: an earlier graph keeps its."""
-        buffers = self._buffers()
-        for module, name, buffer in buffers:
-            module._buffers[name] = buffer.clone()
-        try:
-            yield
-        finally:
-            for module, name, buffer in buffers:
-                module._buffers[name] = buffer
-
-    def _buffers(self) -> list[tuple[nn.Module, str, Tensor]]:
+    def _buffers(self) -> list[_Buffer]:
         return [(module, name, b) for module in self.modules for name, b in module._buffers.items() if b is not None]
+
+
+@contextmanager
+def _own(buffers: Sequence[_Buffer]) -> Iterator[None]:
+    """Each evaluation has buffers of its own: an earlier graph keeps its."""
+    for module, name, buffer in buffers:
+        module._buffers[name] = buffer.clone()
+    try:
+        yield
+    finally:
+        for module, name, buffer in buffers:
+            module._buffers[name] = buffer
 
 
 @contextmanager
