@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -263,9 +264,29 @@ def test_compiled_and_parallel_wrappers_are_looked_through():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"every": 0}, {"maturity": -1}, {"max_share": 0}, {"max_share": 1.5}, {"init": "he"}, {"score": "x"}]
+    "wrong",
+    [
+        *({"every": value} for value in (0, 1.5, math.nan, "a", None, True)),
+        *({"maturity": value} for value in (-1, 1.5, math.nan, "a")),
+        *({"max_share": value} for value in (0, 1.5, math.nan, "a", None)),
+        *({"seed": value} for value in ("a", 1.5, None)),
+        *({"init": value} for value in ("he", None, 3)),
+        *({"score": value} for value in ("x", 3, None, [3], [], Dead)),
+        {"model": None},
+        {"model": "m"},
+        {"optimizer": "adam"},
+        {"optimizer": None},
+    ],
+    ids=str,
 )
 def test_wrong_settings(wrong):
     model = net()
+    settings = {"model": model, "optimizer": torch.optim.Adam(model.parameters()), **wrong}
     with pytest.raises(ValueError, match=r"\. .+\. .+"):
-        UnitReset(model, torch.optim.Adam(model.parameters()), **wrong)
+        UnitReset(**settings)
+
+
+@pytest.mark.parametrize("state", [None, [], {}, 3])
+def test_what_is_no_state(state):
+    with pytest.raises(ValueError, match=r"it lacks .*\. It must .+\. Start .+\."):
+        reset_of(net()).load_state_dict(state)

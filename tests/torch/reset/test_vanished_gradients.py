@@ -53,6 +53,8 @@ def test_none_duplicates_generators_and_sparse():
         (1, -1, torch.float32),
         (math.nan, 1, torch.float32),
         (1, math.inf, torch.float32),
+        ("a", 1, torch.float32),
+        (1, None, torch.float32),
         (1, 1e-9, torch.float16),
         (1, 1e9, torch.float16),
         (1, 1, torch.complex64),

@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unvanish.torch.regularize.checks import check_model, check_whole
+
+_ONE_IS_ENOUGH = "Give 1: the estimate is unbiased, and more projections cost as much again each."
+
 
 class JacobianRegularizer:
     r"""Unbiased estimate of the squared Frobenius norm of the input-output Jacobian, a penalty on explosion.
@@ -32,6 +36,9 @@ class JacobianRegularizer:
         projections: n, random directions for each sample.
         seed: of the directions, drawn from a stream of its own: the global one is not touched.
 
+    Raises:
+        ValueError: no model, or projections or a seed that are no whole numbers.
+
     Example:
         >>> model = torch.nn.Linear(4, 3)
         >>> jacobian = JacobianRegularizer(model)
@@ -43,11 +50,11 @@ class JacobianRegularizer:
     """
 
     def __init__(self, model: nn.Module, projections: int = 1, *, seed: int = 0) -> None:
-        if projections < 1:
-            raise ValueError(
-                f"JacobianRegularizer: projections={projections}. Expected a whole number of at least 1. Give 1: the "
-                "estimate is unbiased, and more projections cost as much again each."
-            )
+        check_model("JacobianRegularizer", model)
+        check_whole("JacobianRegularizer", "projections", projections, 1, _ONE_IS_ENOUGH)
+        check_whole(
+            "JacobianRegularizer", "seed", seed, None, "Give 0: the directions are drawn from their own stream."
+        )
         self._model = model
         self._projections = projections
         self._generator = torch.Generator().manual_seed(seed)

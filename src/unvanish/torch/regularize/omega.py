@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from unvanish.torch.regularize.cells import loop_parts
+from unvanish.torch.regularize.checks import check_model
 from unvanish.torch.regularize.kernels import kernel_parts
 from unvanish.torch.regularize.layers import LayerStep, layer_parts, layer_steps
 from unvanish.torch.regularize.ratios import Part, with_gradients
@@ -74,6 +75,7 @@ class OmegaRegularizer:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        check_model("OmegaRegularizer", model)
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._record: Recorder | None = None
 
@@ -116,10 +118,12 @@ class OmegaRegularizer:
                 "Omega: no forward pass was watched. Expected the loss to be computed inside `with omega.watch():`. "
                 "Put the model's call there, and call `omega.penalty(loss)` after it."
             )
-        if loss.ndim or not loss.requires_grad:
+        if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
+            tensor = isinstance(loss, Tensor)
+            what = f"has shape {tuple(loss.shape)} and requires_grad={loss.requires_grad}" if tensor else f"is {loss!r}"
             raise ValueError(
-                f"Omega: the loss has shape {tuple(loss.shape)} and requires_grad={loss.requires_grad}. Expected a "
-                "scalar with a graph. Pass the loss itself, before `.backward()`, not `.item()` or a detached copy."
+                f"Omega: the loss {what}. Expected a scalar with a graph. Pass the loss itself, before `.backward()`, "
+                "not `.item()` or a detached copy."
             )
         for kernel in self._record.kernels:
             if kernel.dropout or any(part.shape[-1] != kernel.outputs.shape[-1] // kernel.directions

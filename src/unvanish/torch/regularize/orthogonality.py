@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from unvanish.torch.regularize.checks import check_model, check_whole
 from unvanish.torch.regularize.matrices import weight_places
 from unvanish.torch.regularize.ratios import times, with_gradients
 
@@ -15,6 +16,7 @@ class _Orthogonality(ABC):
     """Sum over the weights of a judgement whose gradient is known in closed form."""
 
     def __init__(self, model: nn.Module) -> None:
+        check_model(type(self).__name__, model)
         self._places = weight_places(model)
         if not self._places:
             raise ValueError(
@@ -107,6 +109,7 @@ class SpectralIsometry(_Orthogonality):
 
     def __init__(self, model: nn.Module, *, seed: int = 0) -> None:
         super().__init__(model)
+        check_whole("SpectralIsometry", "seed", seed, None, "Give 0: it is drawn from a stream of its own.")
         self._generator = torch.Generator().manual_seed(seed)
         self._directions: dict[int, Tensor] = {}
 

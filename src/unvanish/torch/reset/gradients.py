@@ -8,6 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from unvanish.torch.reset.scores.base import is_number
+
 
 def reset_vanished_gradients_(parameters: Tensor | Iterable[Tensor], threshold: float, magnitude: float) -> int:
     r"""Set every gradient entry smaller than ``threshold`` to ``magnitude``, with the sign it has; in place.
@@ -77,9 +79,9 @@ def _reset_(gradient: Tensor, threshold: float, magnitude: float) -> int:
 
 
 def _check_positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
+    if not is_number(value) or value <= 0:
         raise ValueError(
-            f"reset_vanished_gradients_ got {name}={value}. It must be a positive finite number. "
+            f"reset_vanished_gradients_ got {name}={value!r}. It must be a positive finite number. "
             "Choose it by the gradients of the layers that do learn."
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -57,9 +58,9 @@ class UnitReset:
     **Which units.** Those made by one linear or convolutional layer (grouped, transposed, ``addmm`` and ``x @ W`` as
     well; a shared layer by all its calls together), followed by one activation (of torch, or of several ops that you
     wrote by hand; softmax over the units) and read only by such layers, reached through views, pools, dropout,
-    normalisation: within a residual block, from convolutions through ``flatten`` to a linear layer, the inner layer of a
-    Transformer's MLP.  All others (units of the residual stream, gates, attention, recurrent layers, frozen or computed
-    weights, those that this optimizer does not hold, the model's outputs) are left alone, and
+    normalisation: within a residual block, from convolutions through ``flatten`` to a linear layer, the inner layer of
+    a Transformer's MLP.  All others (units of the residual stream, gates, attention, recurrent layers, frozen or
+    computed weights, those that this optimizer does not hold, the model's outputs) are left alone, and
     ``check(...).not_resettable`` names them with the reason.  Units whose own weights are tied to others' are judged,
     and what is found stands in the log with the reason why it was left alone.
 
@@ -92,7 +93,7 @@ class UnitReset:
         events: all resets so far, and units that were found but left alone, once each time these change.
 
     Raises:
-        ValueError: a setting out of range, an optimizer of other parameters, sharded parameters.
+        ValueError: a setting out of range, no model or optimizer, an optimizer of other parameters, sharded parameters.
 
     Example:
         >>> from unvanish.torch.reset import Dead
@@ -122,7 +123,7 @@ class UnitReset:
         init: Initializer = "kaiming",
         seed: int = 0,
     ) -> None:
-        check_settings(every=every, maturity=maturity, max_share=max_share, init=init)
+        check_settings(every=every, maturity=maturity, max_share=max_share, init=init, seed=seed)
         self._model = unwrapped(model)
         check_optimizer(self._model, optimizer)
         self._scores = scores_of(score)
@@ -300,8 +301,9 @@ class UnitReset:
         Raises:
             ValueError: it lacks something, or belongs to other layers.
         """
-        missing = {"step", "born", "memory", "events"} - set(state)
-        strange = [layer for layer in state.get("born", ()) if not self._is_layer(layer)]
+        known = state if isinstance(state, Mapping) else {}
+        missing = {"step", "born", "memory", "events"} - set(known)
+        strange = [layer for layer in known.get("born", ()) if not self._is_layer(layer)]
         if missing or strange:
             raise ValueError(
                 f"UnitReset cannot load this state: {f'it lacks {sorted(missing)}' if missing else ''}"

@@ -34,10 +34,16 @@ def scores_of(choice: ScoreChoice) -> tuple[AbstractScore, ...]:
     """Scores by their names, or as they are.
 
     Raises:
-        ValueError: an unknown name, none at all, or one twice.
+        ValueError: an unknown name, what is no score, none at all, or one twice.
     """
-    listed = (choice,) if isinstance(choice, str | AbstractScore) else tuple(choice)
-    scores = tuple(_named(one) if isinstance(one, str) else one for one in listed)
+    listed = tuple(choice) if isinstance(choice, Sequence) and not isinstance(choice, str) else (choice,)
+    strange = [one for one in listed if not isinstance(one, str | AbstractScore)]
+    if strange:
+        raise ValueError(
+            f"UnitReset got a {type(strange[0]).__name__} for a score. It must be a name or an instance, or several "
+            f"in a tuple. Choose from {', '.join(_KINDS)}, or give Dead(patience=5)."
+        )
+    scores = tuple(one if isinstance(one, AbstractScore) else _named(one) for one in listed)
     names = [score.name for score in scores]
     if not names or len(set(names)) < len(names):
         raise ValueError(

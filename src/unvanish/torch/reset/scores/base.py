@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import ClassVar
 
 import torch
@@ -59,13 +60,23 @@ def culprits(found: Tensor, statistics: UnitStatistics) -> Tensor:
     return greedy if bool(greedy.any()) else found
 
 
+def is_whole(value: object) -> bool:
+    """Is it a whole number?  A bool is none, 2.0 neither."""
+    return not isinstance(value, bool) and isinstance(value, Integral)
+
+
+def is_number(value: object) -> bool:
+    """Is it a finite real number?"""
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+
+
 def check_share(name: str, field: str, value: float) -> None:
     """Raise where a share is outside [0, 1]."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} got {field}={value}. It must lie in [0, 1]. It is a share, not a percentage.")
+    if not is_number(value) or not 0 <= value <= 1:
+        raise ValueError(f"{name} got {field}={value!r}. It must lie in [0, 1]. It is a share, not a percentage.")
 
 
-def check_count(name: str, field: str, value: float) -> None:
-    """Raise where a count is below 1."""
-    if not (math.isfinite(value) and value >= 1):
-        raise ValueError(f"{name} got {field}={value}. It must be at least 1. It counts checks.")
+def check_count(name: str, field: str, value: int) -> None:
+    """Raise where a count is no whole number of at least 1."""
+    if not is_whole(value) or value < 1:
+        raise ValueError(f"{name} got {field}={value!r}. It must be a whole number of at least 1. It counts checks.")

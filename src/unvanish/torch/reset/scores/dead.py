@@ -7,7 +7,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from unvanish.torch.reset.scores.base import AbstractScore, Judgement, State, check_count, culprits, lasting
+from unvanish.torch.reset.scores.base import (
+    AbstractScore,
+    Judgement,
+    State,
+    check_count,
+    check_share,
+    culprits,
+    lasting,
+)
 from unvanish.torch.reset.statistics import UnitStatistics
 
 
@@ -37,6 +45,7 @@ class Dead(AbstractScore):
 
     def __post_init__(self) -> None:
         check_count("Dead", "patience", self.patience)
+        check_share("Dead", "zero", self.zero)
 
     def judge(self, statistics: UnitStatistics, state: State, mature: Tensor) -> Judgement:
         """See :meth:`AbstractScore.judge`."""

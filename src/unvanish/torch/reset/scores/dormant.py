@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unvanish.torch.reset.scores.base import AbstractScore, Judgement, State, check_count, lasting
+from unvanish.torch.reset.scores.base import AbstractScore, Judgement, State, check_count, is_number, lasting
 from unvanish.torch.reset.statistics import UnitStatistics
 
 
@@ -46,9 +46,9 @@ class Dormant(AbstractScore):
 
     def __post_init__(self) -> None:
         check_count("Dormant", "patience", self.patience)
-        if not 0 <= self.tau < 1:
+        if not is_number(self.tau) or not 0 <= self.tau < 1:
             raise ValueError(
-                f"Dormant got tau={self.tau}. It must lie in [0, 1): at 1 the average unit would be dormant. "
+                f"Dormant got tau={self.tau!r}. It must lie in [0, 1): at 1 the average unit would be dormant. "
                 "The paper uses 0.025."
             )
 

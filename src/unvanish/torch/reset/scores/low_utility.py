@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unvanish.torch.reset.scores.base import AbstractScore, Judgement, State, check_share
+from unvanish.torch.reset.scores.base import AbstractScore, Judgement, State, check_share, is_number
 from unvanish.torch.reset.statistics import UnitStatistics
 
 
@@ -44,8 +44,8 @@ class LowUtility(AbstractScore):
 
     def __post_init__(self) -> None:
         check_share("LowUtility", "rate", self.rate)
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"LowUtility got decay={self.decay}. It must lie in [0, 1). The paper uses 0.99.")
+        if not is_number(self.decay) or not 0 <= self.decay < 1:
+            raise ValueError(f"LowUtility got decay={self.decay!r}. It must lie in [0, 1). The paper uses 0.99.")
 
     def judge(self, statistics: UnitStatistics, state: State, mature: Tensor) -> Judgement:
         """See :meth:`AbstractScore.judge`."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unvanish.torch.reset.scores.base import AbstractScore, Judgement, State, check_count, check_share
+from unvanish.torch.reset.scores.base import AbstractScore, Judgement, State, check_count, check_share, culprits
 from unvanish.torch.reset.statistics import UnitStatistics
 
 
@@ -75,4 +75,4 @@ class SelfNormalized(AbstractScore):
         state["pauses"], state["silent"] = pauses, silent
         allowed = quantile_of_counts(pauses, self.percentile).clamp(self.minimum, self.maximum)
         values = (allowed - silent).to(torch.float64)
-        return Judgement(values, (values < 0) & mature)
+        return Judgement(values, culprits(values < 0, statistics) & mature)
