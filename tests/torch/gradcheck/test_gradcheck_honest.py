@@ -154,3 +154,11 @@ def test_the_headline_counts_only_what_it_speaks_of() -> None:
     assert text.startswith("unvanish gradcheck: FAILED (0 modules checked")
     assert "What to do: mend batch[0][0, 0] first" in text
     assert "(1 module checked" in str(gradcheck_function(torch.sin, X))
+
+
+@pytest.mark.parametrize("function", [torch.sign, torch.floor])
+def test_a_jump_at_every_place_is_not_called_right(function: Callable[[Tensor], Tensor]) -> None:
+    check = gradcheck_function(function, torch.zeros(4))
+    assert check.failures == ()
+    assert not check.checked
+    assert "no smooth place" in str(check)

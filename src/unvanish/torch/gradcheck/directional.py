@@ -150,7 +150,9 @@ class Probe:
                 c if n.smooth is None else c * n.smooth.view(c.shape) for c, n in zip(cotangents, numerics, strict=True)
             ]
             self._kinked, gradients = True, None
-        still = min(STILL * math.hypot(*map(contribution, cotangents, self.noise or ())), self.most_noise())
+        still = STILL * math.hypot(*map(contribution, cotangents, self.noise or ()))
+        if still > self.most_noise():
+            still = -1.0  # a jump, or another output at each call: a derivative of zero is not known either
         known = self.gradients(cotangents) if gradients is None else gradients
         measure = compared(cotangents, numerics, known, shifts, still)
         loose = (numeric for k, numeric in enumerate(numerics) if k not in self.tracked)
