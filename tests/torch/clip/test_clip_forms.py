@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from clip_oracle import Untouched, entries, near, norm_of, parameters, scaled
+from clip_readings import both_readings
 from torch import Tensor, nn
 
 from unvanish.torch.clip import (
@@ -23,6 +24,7 @@ from unvanish.torch.clip import (
     clip_grad_value_,
 )
 
+reads = both_readings
 pytestmark = pytest.mark.usefixtures("reads")
 Clip = Callable[..., ClipReport]
 

@@ -9,10 +9,10 @@
 ``ZClip``                    the global norm, where it is an outlier among the last ones
 ===========================  ================================================================================
 
-All read the gradients once (norms that leave the range of float32 a second time, unless Numba is installed: extra
-``fast``), write nothing where nothing is clipped, are right from 1e-44 to 1e38 in float32, stop at NaN and Inf
-by naming the parameter, and return a ``ClipReport`` with the true norm.  Call them between ``backward()`` and
-``optimizer.step()``, on a module, on named parameters, or on parameters.
+All read the gradients once (without Numba, extra ``fast``, a second time where a norm leaves the range of float32; on a
+GPU by value where norms do not settle it), write nothing where nothing is clipped, are right from 1e-44 to 1e38 in
+float32, stop at NaN and Inf by naming the parameter, and return a ``ClipReport`` with the true norm.  Call them between
+``backward()`` and ``optimizer.step()``, on a module, on named parameters, or on parameters.
 
 Distributed tensors (FSDP2, tensor parallel) have the norm of the whole, on any number of meshes, mixed with plain ones.
 Plain tensors are taken to be the same in every process, as under DDP; the flat parameters of FSDP1 and the stages of a

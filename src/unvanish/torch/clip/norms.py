@@ -15,7 +15,7 @@ from unvanish.torch.probe.norms import scaled_norm
 
 _SAFE = {torch.float64: (1e-140, 1e150)}  # a norm in between is right to rounding; scaled_norm takes the others
 _SAFE_SINGLE = (1e-15, 1e18)
-_LONG = 1 << 14  # entries; a float32 norm of fewer is right to 1e-5 for equal numbers, to 3e-6 for random ones
+LONG = 1 << 14  # entries; a float32 norm of fewer is right to 1e-5 for equal numbers, to 3e-6 for random ones
 _ROW = 1 << 10
 _PIECE = 1 << 16  # entries that are converted at a time, in cache
 _NO_DOUBLE = ("mps",)  # devices without float64
@@ -36,9 +36,9 @@ def fast_norms(tensors: list[Tensor]) -> list[float]:
     if kind.dtype != wide:  # torch converts half precision entry by entry, four times slower
         return _floats([_in_pieces(tensor, wide) for tensor in tensors])
     lines = [tensor if tensor.is_contiguous() else flat(tensor) for tensor in tensors]
-    short = [line for line in lines if line.numel() <= _LONG]
+    short = [line for line in lines if line.numel() <= LONG]
     rest = iter(torch._foreach_norm(short) if short else ())
-    return _floats([next(rest) if line.numel() <= _LONG else _in_rows(line) for line in lines])
+    return _floats([next(rest) if line.numel() <= LONG else _in_rows(line) for line in lines])
 
 
 def exact_norm(tensor: Tensor) -> float:
@@ -84,12 +84,19 @@ def _floats(scalars: list[Tensor]) -> list[float]:
     return values
 
 
+def row_norms(line: Tensor) -> Tensor:
+    """Of rows that are short enough to lose no digits; their norm, in float64, is that of the line."""
+    whole = line.numel() // _ROW * _ROW
+    rows: Tensor = torch.linalg.vector_norm(line[:whole].view(-1, _ROW), dim=1)
+    if whole == line.numel():
+        return rows
+    return torch.cat([rows, torch.linalg.vector_norm(line[whole:]).view(1)])
+
+
 def _in_rows(tensor: Tensor) -> Tensor:
     line = flat(tensor)
-    whole = line.numel() // _ROW * _ROW
-    rows = torch.linalg.vector_norm(line[:whole].view(-1, _ROW), dim=1).double()
-    tail = torch.linalg.vector_norm(line[whole:]).double()
-    return torch.hypot(torch.linalg.vector_norm(rows), tail).to(line.dtype)
+    norm: Tensor = torch.linalg.vector_norm(row_norms(line).double())
+    return norm.to(line.dtype)
 
 
 def _in_pieces(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,20 +1,21 @@
 """One read of many gradients: norms, and the smallest and largest entries where bounds for these are asked for.
 
-Compiled, it is one loop over all of them.  In PyTorch it takes several operations for each; where they follow each
-other on a piece that is in the cache, the memory is read once.
+Compiled, it is one loop over all of them.  Else it takes several operations for each; on the CPU they follow each other
+on a piece that is in the cache, so that the memory is read once.  On other devices, and in half precision, those whose
+norm does not settle it are read a second time for their extremes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from unvanish.torch import loops
-from unvanish.torch.clip.norms import exact_norm, fast_norms, flat, is_safe, to_host
+from unvanish.torch.clip.norms import LONG, exact_norm, fast_norms, flat, is_safe, row_norms, to_host
 
 IN_CACHE = 1 << 17  # entries: half a MiB of float32, a quarter of a usual second-level cache
 
@@ -38,16 +39,13 @@ def read(tensors: list[Tensor], bound: float | None) -> Seen:
         Norms right to rounding, NaN or infinite where an entry is.
     """
     kind = tensors[0]
-    if kind.is_cpu and kind.dtype in loops.NUMPY and _loops_serve(tensors):
+    plain = kind.is_cpu and kind.dtype in loops.NUMPY and set(map(type, tensors)) == {Tensor}
+    if plain and not torch.compiler.is_compiling() and loops.compiled():
         return _compiled(tensors)
     if bound is None:
         norms = _settled(fast_norms(tensors), tensors)
         return Seen(norms, [0.0] * len(norms), [0.0] * len(norms))
-    return _in_pieces(tensors, bound) if kind.is_cpu else _on_device(tensors, bound)
-
-
-def _loops_serve(tensors: list[Tensor]) -> bool:
-    return loops.compiled() and set(map(type, tensors)) == {Tensor} and not torch.compiler.is_compiling()
+    return _in_pieces(tensors, bound) if plain else _twice(tensors, bound)
 
 
 def _compiled(tensors: list[Tensor]) -> Seen:
@@ -64,7 +62,7 @@ def _settled(norms: list[float], tensors: list[Tensor]) -> list[float]:
     return [norm if is_safe(norm, tensor.dtype) else exact_norm(tensor) for norm, tensor in pairs]
 
 
-def _on_device(tensors: list[Tensor], bound: float) -> Seen:
+def _twice(tensors: list[Tensor], bound: float) -> Seen:
     norms = _settled(fast_norms(tensors), tensors)
     large = [at for at, norm in enumerate(norms) if norm >= bound and tensors[at].numel()]
     extremes = to_host([extreme for at in large for extreme in torch.aminmax(tensors[at])])
@@ -75,37 +73,58 @@ def _on_device(tensors: list[Tensor], bound: float) -> Seen:
 
 
 def _in_pieces(tensors: list[Tensor], bound: float) -> Seen:
-    parts: list[list[float]] = [[] for _ in tensors]
-    seen = Seen([], [0.0] * len(tensors), [0.0] * len(tensors))
-    for pack in _packs(tensors):
-        for (at, piece), norm in zip(pack, fast_norms([piece for _, piece in pack]), strict=True):
-            parts[at].append(norm)
-            if norm >= bound or not is_safe(norm, piece.dtype):
-                least, most = _extremes(piece)
-                seen.smallest[at], seen.largest[at] = min(seen.smallest[at], least), max(seen.largest[at], most)
-    return seen._replace(norms=_settled([math.hypot(*norms) for norms in parts], tensors))
+    lines = list(map(flat, tensors))
+    seen = Seen([0.0] * len(lines), [0.0] * len(lines), [0.0] * len(lines))
+    short: list[int] = []
+    norms: list[Tensor] = []
+    for pack in _packs([line.numel() for line in lines]):
+        if lines[pack[0]].numel() > LONG:
+            norm, seen.smallest[pack[0]], seen.largest[pack[0]] = _long(lines[pack[0]])
+            seen.norms[pack[0]] = norm
+            continue
+        together = [lines[at] for at in pack]
+        short += pack
+        norms += torch._foreach_norm(together)
+        for at in pack if _outside(together, bound) else ():
+            seen.smallest[at], seen.largest[at] = _extremes(lines[at])
+    for at, norm in zip(short, torch.stack(norms).tolist() if norms else (), strict=True):
+        seen.norms[at] = norm
+    return seen._replace(norms=_settled(seen.norms, tensors))
 
 
-def _packs(tensors: Sequence[Tensor]) -> Iterator[list[tuple[int, Tensor]]]:
-    """Pieces, each with the number of its tensor, as many at a time as stay in the cache."""
-    pack: list[tuple[int, Tensor]] = []
+def _packs(sizes: list[int]) -> Iterator[list[int]]:
+    """Numbers of tensors that are looked at together: a long one alone, of short ones as many as stay in the cache."""
+    pack: list[int] = []
     filled = 0
-    for at, tensor in enumerate(tensors):
-        for piece in flat(tensor).split(IN_CACHE):
-            if pack and filled + piece.numel() > IN_CACHE:
-                yield pack
-                pack, filled = [], 0
-            pack.append((at, piece))
-            filled += piece.numel()
+    for at, size in enumerate(sizes):
+        if size > LONG:
+            yield [at]
+            continue
+        if filled + size > IN_CACHE:
+            yield pack
+            pack, filled = [], 0
+        pack.append(at)
+        filled += size
     if pack:
         yield pack
 
 
-def _extremes(piece: Tensor) -> tuple[float, float]:
-    if not piece.numel():
-        return 0.0, 0.0
-    if piece.dtype in loops.NUMPY and type(piece) is Tensor:  # NumPy is four times faster at it than PyTorch
-        array = piece.detach().numpy()
-        return float(array.min()), float(array.max())
-    least, most = torch.aminmax(piece)
-    return float(least), float(most)
+def _long(line: Tensor) -> tuple[float, float, float]:
+    """Norm, smallest and largest entry."""
+    rows, extremes = [], []
+    for piece in line.split(IN_CACHE):
+        rows.append(row_norms(piece))
+        extremes.append(_extremes(piece))
+    norm = float(torch.linalg.vector_norm(torch.cat(rows).double()))
+    return norm, min(least for least, _ in extremes), max(most for _, most in extremes)
+
+
+def _outside(together: list[Tensor], bound: float) -> bool:
+    """Whether one may have an entry beyond the bound: copied side by side in the cache, they take two calls."""
+    least, most = _extremes(torch.cat(together))
+    return not (-bound <= least and most <= bound)
+
+
+def _extremes(line: Tensor) -> tuple[float, float]:
+    array = line.detach().numpy()  # NumPy is four times faster at it than PyTorch
+    return (float(array.min()), float(array.max())) if len(array) else (0.0, 0.0)

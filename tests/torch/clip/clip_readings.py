@@ -1,4 +1,7 @@
-"""Both ways to read gradients, for tests that hold for both."""
+"""Both ways to read gradients, for tests that hold for both: a module that says ``reads = both_readings`` runs twice.
+
+Not in a conftest.py: pytest cannot collect two of one name where folders are given by hand.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from unvanish.torch import loops
 
 
 @pytest.fixture(scope="module", params=["numba", "torch"])
-def reads(request: pytest.FixtureRequest) -> Iterator[str]:
+def both_readings(request: pytest.FixtureRequest) -> Iterator[str]:
     """By the compiled loop, or by PyTorch's operations piece by piece."""
     if request.param == "numba" and not loops.compiled():
         pytest.skip("Numba is not installed")
