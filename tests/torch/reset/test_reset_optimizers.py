@@ -23,7 +23,7 @@ OPTIMIZERS = {
     "adam fused": lambda p: torch.optim.Adam(p, lr=0.01, fused=True),
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.01),
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01, initial_accumulator_value=0.25),
-    "adadelta": lambda p: torch.optim.Adadelta(p),
+    "adadelta": torch.optim.Adadelta,
     "adamax": lambda p: torch.optim.Adamax(p, lr=0.01),
     "nadam": lambda p: torch.optim.NAdam(p, lr=0.01),
     "radam": lambda p: torch.optim.RAdam(p, lr=0.01),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -98,6 +98,7 @@ def test_what_is_no_elementwise_function_stays_as_it_is(name):
     assert found == wiring
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.sampled_from(sorted(BY_HAND)), st.sampled_from(sorted(BY_HAND)), st.integers(0, 99))
 def test_chains_of_two_functions_are_one(first, second, seed):
     net, x, _, found = behind_linear(lambda u: BY_HAND[second](BY_HAND[first](u)), torch.float64, seed)

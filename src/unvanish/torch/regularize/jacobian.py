@@ -27,9 +27,10 @@ class JacobianRegularizer:
     or overfits, and makes vanishing worse.
 
     Samples are taken to be independent: BatchNorm in training mode mixes them, and the estimate with them.
-    One projection makes a training step about 2.1 times as long (tanh MLP 12 x 256, batch 128, one CPU thread), 2.5 for
-    a small CNN, 3.5 for ``nn.RNN``, whose second derivative has no fused kernel, and 15 for ``nn.LSTM``; watching a
-    second call on a quarter of the batch costs a quarter of that, and is unbiased too.
+    One projection makes a training step about 2 to 2.5 times as long for an MLP or CNN, 3 to 4 for ``nn.RNN``, whose
+    second derivative has no fused kernel, and 15 to 17 for ``nn.LSTM`` (one CPU thread; measured numbers are in
+    ``benchmarks/RESULTS.md``, Regularisation); watching a second call on a quarter of the batch costs a quarter of
+    that, and is unbiased too.
 
     Args:
         model: the network whose call is watched.

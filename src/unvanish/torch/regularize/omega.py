@@ -44,10 +44,10 @@ class OmegaRegularizer:
     measured relative to their own size, so that 1e-30 is as good as 1; in ``nn.RNN`` they are followed further down,
     beyond the range of float32.
 
-    Cost of a training step, as a ratio to plain forward and backward (one CPU thread, ``benchmarks/regularize.py``):
-    about 2.1 for a tanh MLP 12 x 256 with batch 128 and 2.3 for a small CNN, 3.5 for ``nn.RNN`` and 7.5 for ``nn.LSTM``
-    with 100 steps of 64 units, whose fused kernels cannot show their states.  The penalty runs one backward pass of its
-    own (down to the states, not to the weights), so tensor hooks of yours run once more.
+    Cost of a training step, as a ratio to plain forward and backward (one CPU thread; measured numbers, with those of
+    other implementations, are in ``benchmarks/RESULTS.md``, Regularisation): about 2 for an MLP or CNN, 3 to 4 for
+    ``nn.RNN`` and 7 to 9 for ``nn.LSTM``, whose fused kernels cannot show their states.  The penalty runs one backward
+    pass of its own (down to the states, not to the weights), so tensor hooks of yours run once more.
 
     Whether it helps: mean test accuracy over three seeds, without / with (strength), RMSprop, default weights unless
     said.  Digits, MLPs of 20 layers: tanh .19 / .75 (1), ReLU .08 / .79 (1); of 40 layers: .09 / .36, .09 / .37, which

@@ -54,10 +54,11 @@ class SoftOrthogonality(_Orthogonality):
     weights, convolutions (kernels flattened, group by group) and the state-to-state weights of recurrent layers
     (gate by gate) count; embeddings, biases and frozen weights do not.
 
-    Costs two products of square matrices for each weight, whatever the batch: a step takes 2.2 times as long for an
-    MLP 12 x 256 with batch 128 (2.8 by automatic differentiation; one CPU thread), 1.04 to 1.2 for convolutions and
-    recurrent layers.  With strength 0.01 tanh MLPs of 10 and 20 default layers went from .75 and .19 to .95 and .94
-    test accuracy on digits, three seeds; ``nn.RNN`` that remembers over 30 steps from .12 to .96.
+    Costs two products of square matrices for each weight, whatever the batch: a step takes 2 to 2.5 times as long for
+    an MLP (nearly 3 by automatic differentiation), 1.0 to 1.3 for convolutions and recurrent layers (one CPU thread;
+    measured numbers are in ``benchmarks/RESULTS.md``, Regularisation).  With strength 0.01 tanh MLPs of 10 and 20
+    default layers went from .75 and .19 to .95 and .94 test accuracy on digits, three seeds; ``nn.RNN`` that
+    remembers over 30 steps from .12 to .96.
 
     Args:
         model: the network.
@@ -87,9 +88,9 @@ class SpectralIsometry(_Orthogonality):
     The estimate never exceeds the norm, and has its gradient where v has arrived:
     :math:`(Wz) v^T + (Wv) z^T` with :math:`z = Rv / \|Rv\|`.
 
-    The same weights count as in :class:`SoftOrthogonality`.  A step takes 1.3 times as long for an MLP 12 x 256 with
-    batch 128 (2.8 as in the paper, by automatic differentiation of W^T W - I), less elsewhere.  Cheap, but it moves one
-    direction at a time: in the experiments named there it did little (.85 and .20; .12 to .63 for the RNN).
+    The same weights count as in :class:`SoftOrthogonality`.  A step takes 1.2 to 1.4 times as long for an MLP (nearly
+    3 as in the paper, by automatic differentiation of W^T W - I), less elsewhere.  Cheap, but it moves one direction
+    at a time: in the experiments named there it did little (.85 and .20; .12 to .63 for the RNN).
 
     Args:
         model: the network.

@@ -36,6 +36,20 @@ class Dead(AbstractScore):
     Attributes:
         zero: what is at most this share of the best slope passes nothing in float32 training.
         patience: checks in a row; several batches tell a dead unit from one that fires rarely.
+
+    Example:
+        >>> import torch
+        >>> from unvanish.torch.reset import UnitReset
+        >>> _ = torch.manual_seed(0)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> net[0].bias.data[3] = -100.0
+        >>> optimizer = torch.optim.Adam(net.parameters())
+        >>> reset = UnitReset(net, optimizer, Dead(patience=1), maturity=0)
+        >>> for event in reset.check(torch.randn(64, 4)).events:
+        ...     print(event.units, event.reason)
+        (3,) its derivative was zero on every sample seen
+
+    Source: Lu, Shin, Su and Karniadakis 2020, "Dying ReLU and initialization", definition of a dead neuron.
     """
 
     name: ClassVar[str] = "dead"

@@ -36,6 +36,15 @@ class Dormant(AbstractScore):
     Attributes:
         tau: threshold, 0.025 in the paper's main results, 0 to 0.1 in its ablations.
         patience: checks in a row.
+
+    Example:
+        >>> from unvanish.torch.reset import UnitReset
+        >>> _ = torch.manual_seed(0)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> net[0].weight.data[3], net[0].bias.data[3] = 0.001, 0.0  # it fires, but whispers
+        >>> reset = UnitReset(net, torch.optim.Adam(net.parameters()), Dormant(), maturity=0)
+        >>> [event.units for event in reset.check(torch.randn(64, 4)).events]
+        [(3,)]
     """
 
     name: ClassVar[str] = "dormant"

@@ -34,6 +34,15 @@ class LowUtility(AbstractScore):
         rate: share of the mature units replaced at each check (the paper: 1e-4 at each step; at one check in 100 steps
             that is 0.01).
         decay: :math:`\eta`.
+
+    Example:
+        >>> from unvanish.torch.reset import UnitReset
+        >>> _ = torch.manual_seed(0)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> net[2].weight.data[:, 3] = 0.001  # hardly anybody listens to it
+        >>> reset = UnitReset(net, torch.optim.Adam(net.parameters()), LowUtility(rate=1 / 8), maturity=0)
+        >>> [event.units for event in reset.check(torch.randn(64, 4)).events]
+        [(3,)]
     """
 
     name: ClassVar[str] = "low-utility"

@@ -44,6 +44,21 @@ class Saturated(AbstractScore):
     Attributes:
         share: of the samples that have to be flat.
         patience: checks in a row.
+
+    Example:
+        >>> import torch
+        >>> from unvanish.torch.reset import UnitReset
+        >>> _ = torch.manual_seed(0)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+        >>> net[0].bias.data[3] = 5.0
+        >>> optimizer = torch.optim.Adam(net.parameters())
+        >>> reset = UnitReset(net, optimizer, Saturated(patience=1), maturity=0)
+        >>> for event in reset.check(torch.randn(64, 4)).events:
+        ...     print(event.units, event.reason)
+        (3,) its derivative was below 5 % of the activation's best on (nearly) every sample
+
+    Source: Glorot and Bengio 2010, "Understanding the difficulty of training deep feedforward neural networks", section
+    3, for what saturated units do; the measure is ours.
     """
 
     name: ClassVar[str] = "saturated"

@@ -45,6 +45,18 @@ class SelfNormalized(AbstractScore):
         percentile: of the unit's own pauses.
         minimum: nobody is reset for a shorter silence.
         maximum: nobody may be silent for longer; the memory is one int32 for each unit and length of pause.
+
+    Example:
+        >>> from unvanish.torch.reset import UnitReset
+        >>> _ = torch.manual_seed(0)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> reset = UnitReset(net, torch.optim.Adam(net.parameters()), SelfNormalized(minimum=2), maturity=0)
+        >>> x = torch.randn(64, 4)
+        >>> len(reset.check(x).events)  # all fire: each unit's pauses are of one check
+        0
+        >>> net[0].bias.data[3] = -100.0
+        >>> [[event.units for event in reset.check(x).events] for _ in range(3)]
+        [[], [], [(3,)]]
     """
 
     name: ClassVar[str] = "self-normalized"
