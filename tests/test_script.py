@@ -153,6 +153,8 @@ def test_a_sick_network_is_named_by_its_cause() -> None:
         ("adam_one", "learning-rate-high"),
         ("schedule_at_zero", "learning-rate-low"),
         ("relu_standard_normal", "exploding"),
+        ("conv_normal", "exploding"),
+        ("regression_diverges", "learning-rate-high"),
         ("copied_rows", "symmetry"),
         ("lora", None),
         ("resnet", None),
@@ -271,6 +273,14 @@ def test_time_and_loose_parameters_are_named() -> None:
     assert [p.name for p in by_hand.parameters] == ["w"]
     assert by_hand.optimizer is not None
     assert not by_hand.optimizer.given
+
+
+def test_a_summed_loss_is_tried_with_smaller_steps() -> None:
+    (diagnosis,) = watched("habits.py", "summed").diagnoses
+    assert diagnosis.findings[0].cause == "loss-mismatch"
+    none = next(one for one in diagnosis.flow.experiments if one.lever == "none")
+    assert none.losses[0] == pytest.approx(diagnosis.flow.loss.value, rel=1e-4)
+    assert none.floor == pytest.approx(diagnosis.flow.loss.floor, rel=1e-4)
 
 
 def test_a_training_repeated_fold_after_fold_is_reported_once() -> None:

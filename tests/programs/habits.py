@@ -152,6 +152,20 @@ def strict():
     return model, loss
 
 
+def summed():
+    """A loss summed over the batch, at the rate of a mean."""
+    model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    teacher = torch.randn(16, 4)
+    for _ in range(60):
+        x = torch.randn(64, 16)
+        loss = FUNCTIONAL.cross_entropy(model(x), (x @ teacher).argmax(1), reduction="sum")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model, loss
+
+
 def moves():
     """The working directory changes."""
     import os

@@ -135,7 +135,8 @@ def _diagnose(track: Track, tracks: list[Track], watch: Watch, seconds: float) -
     """The verdict on one optimizer; ``seconds`` may be spent on trying levers on a copy."""
     flow, notes = assemble(track, tracks, watch.roots), [*watch.notes, *_piling_up(track)]
     affordable = _RUNS * watch.pace() < seconds
-    if track.trial is not None and len(tracks) == 1 and flow.nonfinite is None and affordable:
+    sound = flow.nonfinite is None or flow.nonfinite.step > 0  # else no lever is to blame
+    if track.trial is not None and len(tracks) == 1 and sound and affordable:
         try:
             flow = replace(flow, experiments=tried(track.trial, flow))
         except Exception as error:  # whatever the user's network raises; the training seen is judged all the same

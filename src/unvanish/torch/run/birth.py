@@ -26,6 +26,8 @@ _ENDLESS = (
     "asin",
     "atanh",
 )
+_UNARY = ("log", "log2", "log10", "log1p", "sqrt", "rsqrt", "reciprocal", "acos", "asin", "atanh")
+_TOTAL = ("softmax", "log_softmax", "relu", "sigmoid", "tanh")  # finite for all that is
 
 
 def find_birth(graph: Graph | None, scopes: Scopes, names: Names) -> NonFinite | None:
@@ -47,7 +49,7 @@ def find_birth(graph: Graph | None, scopes: Scopes, names: Names) -> NonFinite |
     suspects = [v for v in graph.vertices if id(v) in bad] or [v for v in graph.vertices if v.op in _ENDLESS][-1:]
     if not suspects:
         return NonFinite("loss", "unknown", "forward", 0)
-    first = suspects[0]
+    first = _source(suspects[0])
     inputs = _saved(first, outputs=False)
     if any(not _finite(tensor) for tensor in inputs) and first.raw_input:
         return NonFinite("input", "data", "input", 0, _range(inputs))
@@ -64,13 +66,27 @@ def _bad_outputs(graph: Graph) -> set[int]:
     """Vertices whose output is known not to be finite, from what they or the op above them saved."""
     bad = set()
     for vertex in graph.vertices:
-        if any(not _finite(tensor) for tensor in _saved(vertex, outputs=True)):
+        if _leaves_its_domain(vertex) or any(not _finite(tensor) for tensor in _saved(vertex, outputs=True)):
             bad.add(id(vertex))
         if any(not _finite(tensor) for tensor in _saved(vertex, outputs=False)):
             bad.update([id(below) for _, below in vertex.data] if len(vertex.data) == 1 else [])
             if not vertex.data:
                 bad.add(id(vertex))
     return bad
+
+
+def _source(vertex: Vertex) -> Vertex:
+    """The weights below an op that is finite wherever its input is: their sum was not.  (A mask's -inf is no fault.)"""
+    below = vertex.data[0][1] if len(vertex.data) == 1 else None
+    if vertex.op not in _TOTAL or below is None or below.kind not in ("linear", "convolution"):
+        return vertex
+    return below
+
+
+def _leaves_its_domain(vertex: Vertex) -> bool:
+    """Of what this op saved as its input, the result is not finite: log of 0, acos of 1.01."""
+    given = getattr(vertex.node, "_saved_self", None) if vertex.op in _UNARY and readable(vertex) else None
+    return isinstance(given, Tensor) and _finite(given) and not _finite(getattr(torch, vertex.op)(given.detach()))
 
 
 def _saved(vertex: Vertex, *, outputs: bool) -> list[Tensor]:
