@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from unvanish import reading
 from unvanish.rules import _flows
-from unvanish.types import Evidence, Finding, Flow, Moments
+from unvanish.types import Evidence, Finding, Flow, LossView, Moments, Site, Snapshot, Step
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
 
@@ -23,11 +23,12 @@ class LossMismatch(AbstractRule):
 
     Cross-entropy takes raw logits and applies log-softmax itself; a softmax before it squashes all logits into [0, 1],
     so that even a perfect answer keeps a loss of ln(1 + (C-1)/e) and the gradient through the first softmax is small.
-    The same holds for a sigmoid before BCEWithLogits.  NLLLoss takes log-probabilities, over the classes
-    and not over the batch; binary cross-entropy takes targets in [0, 1].  Predictions of shape (n, 1)
-    against targets of shape (n,) broadcast to (n, n): every prediction is pulled to the mean of all targets.  Targets
-    outside the range of the last activation can never be met.  MSE on a saturated sigmoid has slope p(1-p) near zero.
-    A sum instead of a mean multiplies the gradient, and so the step, by the number of elements.
+    The same holds for a sigmoid before BCEWithLogits.  NLLLoss takes log-probabilities, over the classes and not
+    over the batch; binary cross-entropy takes targets in [0, 1].  Predictions of shape (n, 1) against targets of
+    shape (n,) broadcast to (n, n): every prediction is pulled to the mean of all targets.  Targets outside the
+    range of the last activation can never be met.  MSE on a saturated sigmoid has slope p(1-p) near zero.  So has
+    log(1 - D(G(z))) where D is sure (Goodfellow et al.  2014, section 3).  A sum instead of a mean multiplies the
+    gradient, and so the step, by the number of elements.
 
     Cure: hand the loss what its documentation says (logits, log-probabilities, equal shapes), and let the last
     activation fit the targets.
@@ -35,6 +36,10 @@ class LossMismatch(AbstractRule):
 
     outside: float = 0.05
     saturated: float = 0.7
+    all_saturated: float = 0.95
+    flat: float = 5.0  # nats
+    stands: float = 1e-5
+    idle: float = 0.06
     cause: ClassVar[Cause] = "loss-mismatch"
     title: ClassVar[str] = "the loss and what it is given do not fit"
     source: ClassVar[str] = (
@@ -56,6 +61,7 @@ class LossMismatch(AbstractRule):
         yield from self._range(flow)
         yield from self._flat_loss(flow)
         yield from self._summed(flow)
+        yield from self._saturating(flow)
 
     def _twice(self, flow: Flow) -> Iterator[Finding]:
         """An activation that the loss applies itself, or one that it needs and does not get."""
@@ -165,6 +171,23 @@ class LossMismatch(AbstractRule):
                 "use reduction='mean'",
             )  # fmt: skip
 
+    def _saturating(self, flow: Flow) -> Iterator[Finding]:
+        """A loss without a known bottom that reads a sigmoid which the other player has saturated, as log(1 - D(G(z)))."""
+        if flow.loss.floor is not None or not flow.snapshots or (reading.trains(flow) or 0.0) >= self.idle:
+            return
+        last = [s for s in flow.snapshots[-1].sites if s.kind == "activation"][-1:]
+        flat = [s for s in last if s.op == "sigmoid" and (s.saturated or 0.0) >= self.all_saturated]
+        lost = max((s.saturation_loss or 0.0 for s in flat), default=0.0)
+        if lost > self.flat and (reading.largest_update(flow) or 1.0) < self.stands:
+            yield self._finding(
+                flow, 0.85, f"The loss reads {flat[0].label}, a sigmoid that is saturated for nearly all samples by now: its slope "
+                f"leaves {math.exp(-lost):.1g} of the gradient, and no weight moves. Expected: a loss whose gradient is large "
+                "where the answer is wrong. Use its non-saturating form, -log D(G(z)) in place of log(1 - D(G(z))), on the "
+                "logits: binary_cross_entropy_with_logits.",
+                "use the non-saturating loss: binary_cross_entropy_with_logits against the labels you want to be seen",
+                flat[0].label,
+            )  # fmt: skip
+
     def _finding(self, flow: Flow, confidence: float, message: str, remedy: str, place: str | None = None) -> Finding:
         where = tuple(dict.fromkeys(name for name in ("loss", place, flow.loss.feeding_name) if name))
         evidence = (
@@ -206,8 +229,16 @@ class LossMismatch(AbstractRule):
             replace(loss, kind="other", terms=2, parts=(("mse", "linear"), ("cross_entropy", "softmax"))),
             replace(loss, feeding="linear", normalized_axis=0, output_shape=(64, 10)),
         )
+        sure = Site(
+            "critic.3", "sigmoid", "activation", 9, (64, 1), log_grad_out=-2.0, log_grad_in=-11.5, reference=math.log(0.25),
+            saturated=1.0,
+        )  # fmt: skip
+        still = tuple(Step(i, -0.001, -8.0, 1e-7, 1e-7) for i in range(60))
+        player = replace(
+            base, loss=LossView(-0.1), steps=still, experiments=(), snapshots=(Snapshot(50, (sure,), base.parameters),)
+        )
         summed = _flows.lever(replace(base, loss=replace(loss, reduction="sum")), "learning-rate", 0.01)
-        return (*(replace(base, loss=one) for one in changed), summed)
+        return (*(replace(base, loss=one) for one in changed), player, summed)
 
 
 def _normal(floor: float | None) -> str:
