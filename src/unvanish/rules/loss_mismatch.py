@@ -27,7 +27,7 @@ class LossMismatch(AbstractRule):
     over the batch; binary cross-entropy takes targets in [0, 1].  Predictions of shape (n, 1) against targets of
     shape (n,) broadcast to (n, n): every prediction is pulled to the mean of all targets.  Targets outside the
     range of the last activation can never be met.  MSE on a saturated sigmoid has slope p(1-p) near zero.  So has
-    log(1 - D(G(z))) where D is sure (Goodfellow et al.  2014, section 3).  A sum instead of a mean multiplies the
+    log(1 - D(G(z))) where D is sure (Goodfellow et al. 2014, section 3).  A sum instead of a mean multiplies the
     gradient, and so the step, by the number of elements.
 
     Cure: hand the loss what its documentation says (logits, log-probabilities, equal shapes), and let the last
