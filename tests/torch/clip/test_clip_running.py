@@ -184,6 +184,17 @@ GOOD = {"first": [1.0, 2.0], "mean": 1.5, "deviation": 0.5}
         (AutoClip(), {"norms": [1.0, math.nan]}),
         (AutoClip(), {"norms": [1.0, -1.0]}),
         (AutoClip(), {"norms": [1.0], "more": 1}),
+        (AutoClip(), {"norms": [0.0] * 1000}),
+        (AutoClip(), {"norms": [1.0, "a"]}),
+        (AutoClip(), {"norms": 1.0}),
+        (AutoClip(), None),
+        (AutoClip(), [1.0]),
+        (ZClip(), None),
+        (ZClip(), "a"),
+        (ZClip(warmup=2), {**GOOD, "first": None}),
+        (ZClip(warmup=2), {**GOOD, "first": [0.0, 3.0]}),
+        (ZClip(warmup=2), {**GOOD, "deviation": -1.0}),
+        (ZClip(warmup=2), {**GOOD, "mean": "a"}),
         (ZClip(), {"norms": [1.0]}),
         (ZClip(warmup=2), {**GOOD, "mean": math.inf}),
         (ZClip(warmup=3), GOOD),
@@ -191,15 +202,15 @@ GOOD = {"first": [1.0, 2.0], "mean": 1.5, "deviation": 0.5}
         (ZClip(warmup=2), {**GOOD, "first": [1.0, 2.0, 3.0]}),
     ],
 )
-def test_bad_states_change_nothing(clip: Clipper, state: dict[str, Any]) -> None:
+def test_bad_states_change_nothing(clip: Clipper, state: Any) -> None:
     before = copy.deepcopy(clip.state_dict())
     with pytest.raises(ValueError, match=r"the state has.*Expected"):
         clip.load_state_dict(state)
     assert clip.state_dict() == before
 
 
-@pytest.mark.parametrize("quantile", [0.0, -0.1, 1.1, math.nan])
-def test_senseless_quantiles(quantile: float) -> None:
+@pytest.mark.parametrize("quantile", [0.0, -0.1, 1.1, math.nan, "a", None, []])
+def test_senseless_quantiles(quantile: Any) -> None:
     with pytest.raises(ValueError, match=r"quantile=.*Expected"):
         AutoClip(quantile)
 
@@ -213,7 +224,13 @@ def test_senseless_quantiles(quantile: float) -> None:
         ({"decay": 0.0}, "decay"),
         ({"decay": 1.0}, "decay"),
         ({"decay": math.nan}, "decay"),
+        ({"threshold": "a"}, "threshold"),
+        ({"decay": None}, "decay"),
         ({"warmup": 1}, "warmup"),
+        ({"warmup": 2.5}, "warmup"),
+        ({"warmup": math.inf}, "warmup"),
+        ({"warmup": "25"}, "warmup"),
+        ({"warmup": None}, "warmup"),
     ],
 )
 def test_senseless_zclip_settings(settings: dict[str, Any], name: str) -> None:
@@ -221,7 +238,23 @@ def test_senseless_zclip_settings(settings: dict[str, Any], name: str) -> None:
         ZClip(**settings)
 
 
-def test_a_history_of_nothing() -> None:
-    with pytest.raises(ValueError, match=r"history=0.*Expected"):
-        AutoClip(history=0)
+@pytest.mark.parametrize("history", [0, 2.5, math.inf, math.nan, "9", None])
+def test_a_history_of_nothing(history: Any) -> None:
+    with pytest.raises(ValueError, match=r"history=.*Expected a whole number"):
+        AutoClip(history=history)
     assert AutoClip().maximum == math.inf
+
+
+def test_whole_numbers_of_other_kinds() -> None:
+    clip = ZClip(warmup=np.int64(2))
+    for norm in (1.0, 1.0, 100.0):
+        _, after = feed(clip, norm)
+    assert after == pytest.approx(1.0, rel=1e-5)
+    assert feed(AutoClip(np.float32(0.5), history=3.0), 2.0)[1] == 2.0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("make", [AutoClip, ZClip])
+@pytest.mark.parametrize("policy", [None, "drop", []])
+def test_policies_that_are_none(make: Any, policy: Any) -> None:
+    with pytest.raises(ValueError, match=r"nonfinite=.*Expected one of"):
+        make(nonfinite=policy)

@@ -73,7 +73,9 @@ LAYERS: list[tuple[str, Callable[[], nn.Module], Callable[[Tensor], Slices]]] = 
     ("GRUCell", lambda: nn.GRUCell(3, 4), rows),
     ("MultiheadAttention", lambda: nn.MultiheadAttention(4, 2, kdim=3, vdim=5), rows),
     ("LayerNorm", lambda: nn.LayerNorm(7), rows),
-    ("LayerNorm of two axes", lambda: nn.LayerNorm((3, 4)), rows),
+    ("LayerNorm of two axes", lambda: nn.LayerNorm((3, 4)), whole),
+    ("RMSNorm of two axes", lambda: nn.RMSNorm((3, 4)), whole),
+    ("RMSNorm of three axes", lambda: nn.RMSNorm((2, 3, 4)), whole),
     ("BatchNorm", lambda: nn.BatchNorm2d(7), rows),
     ("PReLU", nn.PReLU, rows),
 ]
@@ -234,8 +236,21 @@ def test_half_precision_rows_do_not_overflow() -> None:
     near(weight.grad, [0.01] * 4, rel=1e-3)
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
-def test_senseless_settings(value: float) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_clipping_twice_is_clipping_once(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 40), nn.LayerNorm((2, 4)), nn.ConvTranspose1d(4, 6, 3, groups=2)).to(dtype)
+    for _ in range(30):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        assert clip_grad_unit_norm_(model).clipped == 6
+        watch = Untouched(list(model.parameters()))
+        assert clip_grad_unit_norm_(model).clipped == 0
+        watch.check()
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf, "a", "0.01", None, [], torch.ones(2)])
+def test_senseless_settings(value: Any) -> None:
     params = parameters(torch.ones(2, 2))
     with pytest.raises(ValueError, match=r"ratio=.*Expected.*above 0"):
         clip_grad_unit_norm_(params, value)

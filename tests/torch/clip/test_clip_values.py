@@ -110,6 +110,16 @@ def test_senseless_ranges(low: float | None, high: float) -> None:
     watch.check()
 
 
+@pytest.mark.parametrize("bad", ["1", [1.0], 1j, torch.ones(2)])
+def test_bounds_that_are_no_numbers(bad: Any) -> None:
+    params = parameters(torch.tensor([3.0]))
+    watch = Untouched(params)
+    for low, high in ((None, bad), (bad, 1.0), (-1.0, None)):
+        with pytest.raises(ValueError, match=r"no range for gradients\. Expected numbers .*\. Swap or widen them"):
+            clip_grad_value_(params, high, minimum=low)
+    watch.check()
+
+
 class Operations(TorchDispatchMode):
     """What PyTorch was asked to compute: how many numbers of memory it read and wrote, without its views."""
 

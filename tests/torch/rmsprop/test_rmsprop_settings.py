@@ -36,6 +36,25 @@ def test_numbers_out_of_range(name, values):
         assert "\n" not in str(error.value)
 
 
+SWITCHES = ("eps_inside", "lr_in_momentum", "nesterov", "centered", "bias_correction", "decoupled_weight_decay")
+MORE_SWITCHES = ("maximize", "foreach", "fused", "capturable", "differentiable")
+
+
+@pytest.mark.parametrize("name", [*SWITCHES, *MORE_SWITCHES])
+@pytest.mark.parametrize("value", ["no", "", 1, 0, 0.5, [], torch.tensor(True)])
+def test_switches_that_are_neither_on_nor_off(name, value):
+    """A word is true in Python: centered="no" would centre."""
+    with pytest.raises(ValueError, match=rf"RMSprop was given {name}=.* Expected True.* False.* To mend it: .*"):
+        RMSprop([parameter()], **{name: value})
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_no_switch_but_of_the_ways_may_be_left_open(name):
+    with pytest.raises(ValueError, match=rf"{name}=None. Expected True or False"):
+        RMSprop([parameter()], **{name: None})
+    RMSprop([parameter()], foreach=None, fused=None)
+
+
 RATES = pytest.mark.parametrize("rate", [math.nan, math.inf, -math.inf, -1e-9])
 REFUSED = r"RMSprop was given lr=tensor\(.*\)\. Expected a number in \[0, inf\)\. To mend it: .*"
 
@@ -126,9 +145,10 @@ def test_a_refused_group_is_not_added():
     assert len(optimizer.param_groups) == 1
 
 
-def test_an_unknown_library():
-    with pytest.raises(ValueError, match=r"library='caffe'. Expected one of keras, optax, torch, timm"):
-        RMSprop.like("caffe", [parameter()])
+@pytest.mark.parametrize("library", ["caffe", None, []])
+def test_an_unknown_library(library):
+    with pytest.raises(ValueError, match=r"library=.* Expected one of keras, optax, torch, timm"):
+        RMSprop.like(library, [parameter()])
 
 
 def test_an_unknown_setting_is_a_type_error():
@@ -183,10 +203,20 @@ def test_gradients_at_the_floor_move_by_half_the_learning_rate(library):
     assert before - w.item() == pytest.approx(0.5, rel=1e-6)
 
 
-@pytest.mark.parametrize("eps", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("eps", [0.0, -1.0, math.nan, math.inf, "a", "0.1", None, [], torch.ones(2)])
 def test_the_floor_of_no_eps(eps):
     with pytest.raises(ValueError, match=r"gradient_floor was given eps=.* Expected .* To mend it"):
         gradient_floor(eps)
+
+
+@pytest.mark.parametrize("place", ["no", None, 1])
+def test_the_floor_of_no_place_for_eps(place):
+    with pytest.raises(ValueError, match=r"gradient_floor was given eps_inside=.* Expected .* To mend it"):
+        gradient_floor(1e-7, eps_inside=place)
+
+
+def test_the_floor_of_an_eps_in_a_tensor():
+    assert gradient_floor(torch.tensor(0.5, dtype=torch.float64), eps_inside=False) == 0.5
 
 
 @pytest.mark.parametrize("decay", [1e-4, 1e-2])

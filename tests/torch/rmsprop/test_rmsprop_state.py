@@ -198,3 +198,22 @@ def test_gradient_scaling_of_mixed_precision():
     scaler.step(optimizer)
     scaler.update()
     assert w.tolist() == pytest.approx([1 - 0.1 * 2 / (0.1 * 4 + 1e-7) ** 0.5] * 2)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        *(None, "a", 3, [], {}, {"state": {}}, {"param_groups": []}, {"state": None, "param_groups": []}),
+        *({"state": {}, "param_groups": None}, {"state": {}, "param_groups": [{}]}, {"state": {}, "param_groups": [3]}),
+        {"state": {0: None}, "param_groups": [{"params": [0]}]},
+        torch.nn.Linear(2, 2).state_dict(),
+    ],
+    ids=repr,
+)
+def test_what_is_no_state_of_an_optimizer_is_refused_and_changes_nothing(state):
+    model, optimizer = model_and({})
+    train(model, optimizer, 2)
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match=r"RMSprop was given .* as its state\. Expected .* To mend it: "):
+        optimizer.load_state_dict(state)
+    assert repr(optimizer.state_dict()) == repr(before)

@@ -14,6 +14,9 @@ GPU by value where norms do not settle it), write nothing where nothing is clipp
 float32, stop at NaN and Inf by naming the parameter, and return a ``ClipReport`` with the true norm.  Call them between
 ``backward()`` and ``optimizer.step()``, on a module, on named parameters, or on parameters.
 
+A norm beyond its bound by no more than rounding (3e-5 of it in float32, 5e-4 in float16, 4e-3 in bfloat16) is left as
+it is: else half of what was clipped once would be written again.
+
 Distributed tensors (FSDP2, tensor parallel) have the norm of the whole, on any number of meshes, mixed with plain ones.
 Plain tensors are taken to be the same in every process, as under DDP; the flat parameters of FSDP1 and the stages of a
 pipeline are not, and get the norm of what this process holds.

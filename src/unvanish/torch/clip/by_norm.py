@@ -8,9 +8,10 @@ from itertools import accumulate
 
 import torch
 
+from unvanish.torch.clip.checks import check_floor, check_maximum
 from unvanish.torch.clip.gradients import Gradient, Parameters
 from unvanish.torch.clip.report import ClipReport, NonFinite
-from unvanish.torch.clip.scaling import scale_
+from unvanish.torch.clip.scaling import most_at_0, rounding, scale_
 from unvanish.torch.clip.survey import survey
 
 
@@ -39,7 +40,7 @@ def clip_grad_tensor_norm_(
         What was seen and done; ``norm`` is that of all gradients together, before.
 
     Raises:
-        ValueError: a bound that is NaN, negative or out of order; NaN or Inf in a gradient with "raise".
+        ValueError: a bound that is no number, NaN, negative or out of order; NaN or Inf in a gradient with "raise".
 
     Example:
         >>> import torch
@@ -53,15 +54,15 @@ def clip_grad_tensor_norm_(
     Source: the upper bound per tensor is Keras' ``clipnorm``; the ratio of floor to norm is the layer-wise
     normalisation of You, Gitman & Ginsburg 2017 (LARS) without the norm of the weights.
     """
-    check_maximum(maximum)
-    _check_floor(floor, maximum)
+    maximum = check_maximum(maximum)
+    floor = check_floor(floor, maximum)
     gradients, report = survey(parameters, nonfinite)
     if report.skipped:
         return report
     if floor:
         _check_range(gradients, floor)
-    high = [gradient for gradient in gradients if gradient.norm > maximum]
-    low = [gradient for gradient in gradients if 0 < gradient.norm < floor]
+    high = [gradient for gradient in gradients if is_above(gradient.norm, maximum, [gradient])]
+    low = [gradient for gradient in gradients if _is_below(gradient, floor)]
     for gradient in high:
         scale_([gradient], (maximum, gradient.norm))
     for gradient in low:
@@ -93,7 +94,7 @@ def clip_grad_global_norm_(
         What was seen and done.
 
     Raises:
-        ValueError: a bound that is NaN, negative or out of order; NaN or Inf in a gradient with "raise".
+        ValueError: a bound that is no number, NaN, negative or out of order; NaN or Inf in a gradient with "raise".
 
     Example:
         >>> import torch
@@ -106,8 +107,8 @@ def clip_grad_global_norm_(
 
     Source: Pascanu, Mikolov & Bengio 2013, *On the difficulty of training recurrent neural networks*, algorithm 1.
     """
-    check_maximum(maximum)
-    _check_floor(floor, maximum)
+    maximum = check_maximum(maximum)
+    floor = check_floor(floor, maximum)
     gradients, report = survey(parameters, nonfinite)
     if report.skipped:
         return report
@@ -115,9 +116,11 @@ def clip_grad_global_norm_(
         return limit_(gradients, report, maximum)
     _check_range(gradients, floor)
     _check_room(gradients, floor, maximum)
-    share = common_factor([gradient.norm for gradient in gradients if gradient.norm > 0], floor, maximum)
-    high = [gradient for gradient in gradients if gradient.norm > floor] if share < 1 else []
-    low = [gradient for gradient in gradients if 0 < gradient.norm < floor]
+    norms = [gradient.norm for gradient in gradients if gradient.norm > 0]
+    share = common_factor(norms, floor, maximum)
+    raised = math.hypot(*(max(floor, norm) for norm in norms))
+    high = [each for each in gradients if each.norm > floor] if is_above(raised, maximum, gradients) else []
+    low = [gradient for gradient in gradients if _is_below(gradient, floor)]
     for gradient in high:
         scale_([gradient], (max(floor, share * gradient.norm), gradient.norm))
     for gradient in low:
@@ -127,10 +130,26 @@ def clip_grad_global_norm_(
 
 def limit_(gradients: list[Gradient], report: ClipReport, maximum: float) -> ClipReport:
     """Scale all gradients by one factor where their common norm is above ``maximum``."""
-    if report.norm <= maximum:
+    if not is_above(report.norm, maximum, gradients):
         return report
     scale_(gradients, (maximum, report.norm))
     return replace(report, clipped=report.tensors - report.zero)
+
+
+def is_above(norm: float, maximum: float, gradients: list[Gradient]) -> bool:
+    """Whether the common norm of these is above the bound by more than clipping to it leaves by rounding.
+
+    Else what was clipped once would be written again, and counted again, at every call.
+    """
+    if norm <= maximum:
+        return False
+    if norm > 1.01 * maximum + most_at_0({gradient.data.dtype for gradient in gradients}):  # spares a look at each
+        return True
+    return norm > maximum + math.hypot(*map(rounding, gradients))
+
+
+def _is_below(gradient: Gradient, floor: float) -> bool:
+    return 0 < gradient.norm < floor and gradient.norm < floor - rounding(gradient)
 
 
 def common_factor(norms: list[float], floor: float, maximum: float) -> float:
@@ -146,25 +165,6 @@ def common_factor(norms: list[float], floor: float, maximum: float) -> float:
         if share * norm >= floor:
             return share
     return floor / ordered[-1] if ordered and ordered[-1] > floor else 1.0
-
-
-def check_maximum(maximum: float) -> None:
-    """Refuse an upper bound that would turn or delete gradients."""
-    if not maximum > 0:
-        raise ValueError(
-            f"maximum={maximum} bounds no norm: it would turn gradients around or delete them. Expected a number "
-            "above 0. Pass one, or math.inf to measure only."
-        )
-
-
-def _check_floor(floor: float, maximum: float) -> None:
-    if not 0 <= floor < math.inf:
-        raise ValueError(f"floor={floor} is no norm to raise gradients to. Expected 0 or more, and finite. Pass that.")
-    if floor > maximum:
-        raise ValueError(
-            f"floor={floor} lies above maximum={maximum}: no norm is between them. Expected floor <= maximum. "
-            "Lower floor or raise maximum."
-        )
 
 
 def _check_range(gradients: list[Gradient], floor: float) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from unvanish.torch.clip.checks import check_share
 from unvanish.torch.clip.gradients import Gradient, Parameters
 from unvanish.torch.clip.norms import double, to_host
 from unvanish.torch.clip.report import ClipReport, NonFinite
-from unvanish.torch.clip.scaling import MILD, arithmetic, scale_units_
+from unvanish.torch.clip.scaling import MILD, ROUNDING, arithmetic, scale_units_
 from unvanish.torch.clip.survey import survey
 from unvanish.torch.clip.unit_norms import UnitNorms, weight_norms
 from unvanish.torch.clip.units import units_in
@@ -29,8 +29,9 @@ def clip_grad_unit_norm_(
 
     A unit :math:`i` is a row of Linear, Embedding and the gate matrices of RNNs, an output channel of Conv and
     ConvTranspose (with groups), a column of GPT-2's Conv1D; a bias or the gain of a normalisation is one unit as a
-    whole.  Layers are known when a module is given; of bare or named parameters with two or more axes, the rows are
-    taken, which is wrong only for the two transposed kinds.
+    whole, also that of LayerNorm or RMSNorm over several axes.  Layers are known when a module is given; of bare or
+    named parameters with two or more axes, the rows are taken, which is wrong only for the two transposed kinds and
+    the norms over several axes.
 
     Zero-initialised parameters (the last gain of a residual branch, biases) may move by ``ratio * eps`` a step only,
     until they have grown above ``eps``; the paper leaves the last linear layer out altogether: to do so, pass the
@@ -46,7 +47,7 @@ def clip_grad_unit_norm_(
         What was seen and done; ``clipped`` counts gradients with at least one unit above its bound.
 
     Raises:
-        ValueError: ``ratio`` or ``eps`` is not above 0 or is NaN; NaN or Inf in a gradient with "raise".
+        ValueError: ``ratio`` or ``eps`` is no number above 0; NaN or Inf in a gradient with "raise".
 
     Example:
         >>> import torch
@@ -63,8 +64,7 @@ def clip_grad_unit_norm_(
     Source: Brock, De, Smith & Simonyan 2021, *High-Performance Large-Scale Image Recognition Without Normalization*,
     section 4.
     """
-    _check("ratio", ratio)
-    _check("eps", eps)
+    ratio, eps = check_share("ratio", ratio), check_share("eps", eps)
     extreme = not all(_TINY < value < 1 / _TINY for value in (ratio, eps, ratio * eps))
     measure = UnitNorms(units_in(parameters) if isinstance(parameters, nn.Module) else {}, always_exact=extreme)
     gradients, report = survey(parameters, nonfinite, measure)
@@ -73,7 +73,9 @@ def clip_grad_unit_norm_(
     weights = weight_norms(gradients, measure.units, exact=extreme)
     bounds = list(torch._foreach_clamp_min(weights, eps))
     torch._foreach_mul_(bounds, ratio)
-    above = _above(measure.norms, bounds)
+    above = {
+        at: most for at, most in _above(measure.norms, bounds).items() if most > 1 + ROUNDING[gradients[at].data.dtype]
+    }
     _scale_(gradients, measure, bounds, above)
     return replace(report, clipped=len(above))
 
@@ -97,8 +99,3 @@ def _scale_(gradients: list[Gradient], measure: UnitNorms, bounds: list[Tensor],
         else:
             scale_units_(data, (double(bounds[at]) / double(measure.norms[at])).clamp_(max=1.0))
         gradients[at].commit()
-
-
-def _check(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name}={value} gives units no bound to keep. Expected a number above 0. Pass one.")

@@ -7,6 +7,7 @@ from typing import final
 
 import torch
 
+from unvanish.torch.clip.checks import check_range
 from unvanish.torch.clip.gradients import Gradient, Parameters
 from unvanish.torch.clip.report import ClipReport, NonFinite
 from unvanish.torch.clip.survey import measure_norms, survey
@@ -32,8 +33,8 @@ def clip_grad_value_(
         What was seen and done; ``clipped`` counts gradients with at least one entry outside.
 
     Raises:
-        ValueError: a bound that is NaN, or bounds with no 0 or nothing but 0 between them; NaN or Inf in a gradient
-            with "raise".
+        ValueError: a bound that is NaN or no number, or bounds with no 0 or nothing but 0 between them; NaN or Inf in a
+            gradient with "raise".
 
     Example:
         >>> import torch
@@ -46,9 +47,7 @@ def clip_grad_value_(
 
     Source: Mikolov 2012, *Statistical language models based on neural networks* (thesis), chapter 3.
     """
-    low = -maximum if minimum is None else minimum
-    _check(low, maximum)
-    bounds = _Bounds(low, maximum)
+    bounds = _Bounds(*check_range(minimum, maximum))
     gradients, report = survey(parameters, nonfinite, bounds)
     if report.skipped:
         return report
@@ -85,11 +84,3 @@ def _in_dtype(low: float, high: float, dtype: torch.dtype) -> tuple[float, float
     most = torch.finfo(dtype).max
     pair: list[float] = torch.tensor([max(low, -most), min(high, most)], dtype=dtype).tolist()
     return pair[0], pair[1]
-
-
-def _check(low: float, high: float) -> None:
-    if not (low <= 0 <= high and low < high):
-        raise ValueError(
-            f"[{low}, {high}] is no range for gradients. Expected minimum <= 0 <= maximum, not both 0: other bounds "
-            "turn gradients around or delete them. Swap or widen them."
-        )

@@ -15,7 +15,7 @@ from unvanish.torch.probe.norms import scaled_norm
 
 _SAFE = {torch.float64: (1e-140, 1e150)}  # a norm in between is right to rounding; scaled_norm takes the others
 _SAFE_SINGLE = (1e-15, 1e18)
-LONG = 1 << 14  # entries; a float32 norm of fewer is right to 1e-5 for equal numbers, to 3e-6 for random ones
+LONG = 1 << 14  # entries; a float32 norm of fewer is right to 1.6e-5 for equal numbers, to 3e-6 for random ones
 _ROW = 1 << 10
 _PIECE = 1 << 16  # entries that are converted at a time, in cache
 _NO_DOUBLE = ("mps",)  # devices without float64

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 NonFinite = Literal["raise", "skip", "zero"]
 """What to do about NaN and Inf: raise a ValueError, write nothing, or make those entries 0 and clip the rest."""
@@ -42,10 +42,3 @@ class ClipReport:
         if self.skipped:
             parts.append("nothing written, skip this step")
         return ", ".join(parts)
-
-
-def check_policy(nonfinite: str) -> None:
-    """Refuse a word that is no policy."""
-    if nonfinite not in get_args(NonFinite):
-        known = ", ".join(map(repr, get_args(NonFinite)))
-        raise ValueError(f"nonfinite={nonfinite!r} is no policy for NaN and Inf. Expected one of {known}. Pass one.")

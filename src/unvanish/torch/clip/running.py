@@ -9,8 +9,9 @@ from typing import Any, final
 import torch
 
 from unvanish.torch.clip.by_norm import limit_
+from unvanish.torch.clip.checks import check_policy, check_state, count, number
 from unvanish.torch.clip.gradients import Parameters
-from unvanish.torch.clip.report import ClipReport, NonFinite, check_policy
+from unvanish.torch.clip.report import ClipReport, NonFinite
 from unvanish.torch.clip.survey import survey
 
 
@@ -25,7 +26,7 @@ class AutoClip:
 
     Args:
         quantile: between 0 (not included) and 1; the authors' 0.1 clips nine steps of ten.
-        history: number of norms remembered, at least 1; the authors keep all.
+        history: number of norms remembered, a whole number of at least 1; the authors keep all.
         nonfinite: what to do about NaN and Inf: "raise", "skip" or "zero".
 
     Raises:
@@ -45,14 +46,17 @@ class AutoClip:
     """
 
     def __init__(self, quantile: float = 0.1, *, history: int = 1000, nonfinite: NonFinite = "raise") -> None:
-        if not 0 < quantile <= 1:
-            raise ValueError(f"quantile={quantile} is no quantile to clip to. Expected 0 < quantile <= 1. Pass 0.1.")
-        if history < 1:
-            raise ValueError(f"history={history} remembers nothing. Expected at least 1. Pass 1000.")
+        if not 0 < number(quantile) <= 1:
+            raise ValueError(f"quantile={quantile!r} is no quantile to clip to. Expected 0 < quantile <= 1. Pass 0.1.")
+        if count(history) < 1:
+            raise ValueError(
+                f"history={history!r} is no number of norms to remember. Expected a whole number of at least 1. "
+                "Pass 1000."
+            )
         check_policy(nonfinite)
-        self.quantile = quantile
+        self.quantile = number(quantile)
         self.nonfinite: NonFinite = nonfinite
-        self._norms: deque[float] = deque(maxlen=history)
+        self._norms: deque[float] = deque(maxlen=count(history))
 
     @torch.no_grad()
     def __call__(self, parameters: Parameters) -> ClipReport:
@@ -79,7 +83,7 @@ class AutoClip:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the norms of an earlier run, the last ``history`` of them."""
-        _check_state(state, {"norms"}, state.get("norms", ()))
+        check_state(state, {"norms"}, "norms")
         self._norms.clear()
         self._norms.extend(state["norms"])
 
@@ -101,7 +105,7 @@ class ZClip:
     Args:
         threshold: :math:`z^*`, above 0.
         decay: :math:`\alpha`, between 0 and 1, neither included.
-        warmup: number of first norms, at least 2.
+        warmup: number of first norms, a whole number of at least 2.
         nonfinite: what to do about NaN and Inf: "raise", "skip" or "zero".
 
     Raises:
@@ -124,16 +128,19 @@ class ZClip:
     def __init__(
         self, threshold: float = 2.5, *, decay: float = 0.97, warmup: int = 25, nonfinite: NonFinite = "raise"
     ) -> None:
-        if not 0 < threshold < math.inf:
-            raise ValueError(f"threshold={threshold} is no z-score to clip at. Expected above 0. Pass 2.5.")
-        if not 0 < decay < 1:
-            raise ValueError(f"decay={decay} is no share of the past to keep. Expected 0 < decay < 1. Pass 0.97.")
-        if warmup < 2:
-            raise ValueError(f"warmup={warmup} norms have no variance. Expected at least 2. Pass 25.")
+        if not 0 < number(threshold) < math.inf:
+            raise ValueError(f"threshold={threshold!r} is no z-score to clip at. Expected above 0. Pass 2.5.")
+        if not 0 < number(decay) < 1:
+            raise ValueError(f"decay={decay!r} is no share of the past to keep. Expected 0 < decay < 1. Pass 0.97.")
+        if count(warmup) < 2:
+            raise ValueError(
+                f"warmup={warmup!r} is no number of norms that have a variance. Expected a whole number of at least 2. "
+                "Pass 25."
+            )
         check_policy(nonfinite)
-        self.threshold = threshold
-        self.decay = decay
-        self.warmup = warmup
+        self.threshold = number(threshold)
+        self.decay = number(decay)
+        self.warmup = count(warmup)
         self.nonfinite: NonFinite = nonfinite
         self._first: list[float] = []
         self._mean = 0.0
@@ -173,8 +180,7 @@ class ZClip:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the numbers of an earlier run, which must have had the same ``warmup``."""
-        values = [*state.get("first", ()), state.get("mean", 0.0), state.get("deviation", 0.0)]
-        _check_state(state, {"first", "mean", "deviation"}, values)
+        check_state(state, {"first", "mean", "deviation"}, "first")
         if len(state["first"]) > self.warmup or (len(state["first"]) == self.warmup) != (state["mean"] > 0):
             raise ValueError(
                 f"the state has {len(state['first'])} first norms, this clipper warmup={self.warmup}. Expected the "
@@ -182,11 +188,3 @@ class ZClip:
             )
         self._first = list(state["first"])
         self._mean, self._deviation = state["mean"], state["deviation"]
-
-
-def _check_state(state: dict[str, Any], keys: set[str], values: Any) -> None:
-    if set(state) != keys or not all(isinstance(value, float) and 0 <= value < math.inf for value in values):
-        raise ValueError(
-            f"the state has the keys {sorted(state)}. Expected {sorted(keys)} with finite numbers of 0 or more. Pass "
-            "what state_dict() of the same class returned."
-        )

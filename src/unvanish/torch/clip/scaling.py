@@ -13,6 +13,13 @@ from unvanish.torch.clip.survey import by_kind
 
 _STEP = 100  # powers of 2 that are safe to multiply by in float32
 _SAFE = (2.0**-_STEP, 2.0**_STEP)
+ROUNDING = {  # a share of the norm: half a step of an entry, and twice what a norm in float32 is right to
+    torch.float64: 1e-12,
+    torch.float32: 3.2e-5,
+    torch.bfloat16: 2.0**-8 + 3.2e-5,
+    torch.float16: 2.0**-11 + 3.2e-5,
+}
+_STEP_AT_0 = {dtype: torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps for dtype in ROUNDING}
 MILD = 2.0**_STEP  # a factor above its inverse is one multiplication
 
 
@@ -27,6 +34,22 @@ def scale_(gradients: Iterable[Gradient], ratio: tuple[float, float]) -> None:
             _multiply_(datas, part)
         for gradient in group:
             gradient.commit()
+
+
+def rounding(gradient: Gradient) -> float:
+    """How far at most a gradient that was scaled to its norm is from it: its entries and the norm are rounded.
+
+    No entry is more than half a step of its dtype away; near 0 steps are of one size, and no more entries are one step
+    or larger than the norm allows.
+    """
+    parameter, dtype = gradient.parameter, gradient.data.dtype
+    size = parameter.numel() * (2 if parameter.is_complex() else 1)  # the whole, the same in all processes
+    return gradient.norm * ROUNDING[dtype] + min(math.sqrt(size) * _STEP_AT_0[dtype], gradient.norm) / 2
+
+
+def most_at_0(dtypes: set[torch.dtype]) -> float:
+    """What half steps near 0 add up to at most, in a network of 2^42 entries."""
+    return 2.0**20 * max(_STEP_AT_0[dtype] for dtype in dtypes)
 
 
 def _multiply_(tensors: list[Tensor], factor: float) -> None:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from unvanish.torch.clip.checks import check_policy
 from unvanish.torch.clip.gradients import Gradient, Parameters, gather
 from unvanish.torch.clip.norms import count_nonfinite
 from unvanish.torch.clip.reading import read
-from unvanish.torch.clip.report import ClipReport, NonFinite, check_policy
+from unvanish.torch.clip.report import ClipReport, NonFinite
 from unvanish.torch.clip.shards import Shards, combine
 
 Measure = Callable[[list[Gradient]], None]

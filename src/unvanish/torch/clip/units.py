@@ -48,6 +48,7 @@ class Units:
 ROWS = Units()
 WHOLE = Units(())
 _COLUMNS = Units((1,))
+_NORMS = (nn.LayerNorm, nn.RMSNorm)  # the others have one axis
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -73,6 +74,8 @@ def units_in(module: nn.Module) -> dict[int, Units]:
 def _layer(layer: nn.Module) -> Units | None:
     if isinstance(layer, _TRANSPOSED):  # (in, out / groups, ...): group j of the inputs feeds group j of the outputs
         return _COLUMNS if layer.groups == 1 else Units((0, 2), layer.groups)
+    if isinstance(layer, _NORMS):  # over several axes too, one gain scales one output each: rows are no units
+        return WHOLE
     hugging_face = sys.modules.get("transformers.pytorch_utils")
     if hugging_face is not None and isinstance(layer, hugging_face.Conv1D):  # (in, out), as GPT-2 has it
         return _COLUMNS

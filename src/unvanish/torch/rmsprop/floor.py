@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from unvanish.torch.rmsprop.settings import number_in
+
 
 def gradient_floor(eps: float = 1e-7, *, eps_inside: bool = True) -> float:
     r"""Size of a constant gradient that RMSprop moves by half the learning rate.
@@ -27,7 +29,7 @@ def gradient_floor(eps: float = 1e-7, *, eps_inside: bool = True) -> float:
         The floor, in units of the gradient.
 
     Raises:
-        ValueError: eps is not a positive number.
+        ValueError: eps is not a positive number, or eps_inside neither True nor False.
 
     Example:
         >>> print(f"{gradient_floor(1e-7):.1e}, {gradient_floor(1e-8, eps_inside=False):.1e}")
@@ -36,9 +38,15 @@ def gradient_floor(eps: float = 1e-7, *, eps_inside: bool = True) -> float:
     Source: setting v to its steady state g^2 in Tieleman and Hinton (2012), Lecture 6.5, COURSERA: Neural Networks
     for Machine Learning.
     """
-    if not 0 < eps < math.inf:
+    number = number_in(eps)
+    if not 0 < number < math.inf:
         raise ValueError(
             f"gradient_floor was given eps={eps!r}. Expected a positive number. To mend it: give the eps of the "
             "optimizer, for example optimizer.param_groups[0]['eps']."
         )
-    return math.sqrt(eps / 3) if eps_inside else float(eps)
+    if eps_inside is not True and eps_inside is not False:
+        raise ValueError(
+            f"gradient_floor was given eps_inside={eps_inside!r}. Expected True or False. To mend it: give the "
+            "eps_inside of the optimizer, for example optimizer.param_groups[0]['eps_inside']."
+        )
+    return math.sqrt(number / 3) if eps_inside else number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from types import ModuleType
 from typing import Any
 
@@ -42,6 +43,8 @@ def step(batch: Batch, s: Settings, lr: float, scale: float) -> int:
         compiled.step(plan.table, plan.ends, low, high, numbers, corrections, centered, momentum, bad[k])
 
     loops.each(run, len(spans))
+    # PyTorch has seen no write: a graph that saved the old values would go on with the new ones, and say nothing
+    torch.autograd.graph.increment_version(chain(plan.p, *plan.kept.values()))
     if bad.any():
         for state, count in zip(plan.states, bad.sum(axis=0).tolist(), strict=True):
             if count:

@@ -23,6 +23,20 @@ def complete(group: dict[str, Any], defaults: Mapping[str, Any]) -> None:
         group.setdefault(name, value)
 
 
+def check_form(state_dict: object) -> None:
+    """Refuse what is no state dictionary of an optimizer."""
+    if isinstance(state_dict, Mapping) and {"state", "param_groups"} <= set(state_dict):
+        groups, states = state_dict["param_groups"], state_dict["state"]
+        parts = [*groups, *states.values()] if isinstance(groups, list) and isinstance(states, Mapping) else [None]
+        if all(isinstance(part, Mapping) for part in parts) and all("params" in group for group in groups):
+            return
+    what = f"the keys {list(state_dict)[:5]}" if isinstance(state_dict, Mapping) else repr(state_dict)[:80]
+    raise ValueError(
+        f"RMSprop was given {what} as its state. Expected a dictionary with 'state' and 'param_groups'. To mend it: "
+        "give what optimizer.state_dict() returned, of an RMSprop from here or of torch.optim."
+    )
+
+
 def check_shapes(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
     """Refuse the state of other parameters, which PyTorch would load: the step would read beyond its end."""
     ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from unvanish.torch.rmsprop import eager, fused, sparse
 from unvanish.torch.rmsprop.gather import Gathered, Known, gather
-from unvanish.torch.rmsprop.loading import check_shapes, complete, restore
+from unvanish.torch.rmsprop.loading import check_form, check_shapes, complete, restore
 from unvanish.torch.rmsprop.norm import clip_factor, global_norm
 from unvanish.torch.rmsprop.settings import PRESETS, Settings
 from unvanish.torch.rmsprop.slots import State
@@ -138,7 +138,7 @@ class RMSprop(Optimizer):
             >>> RMSprop.like("torch", [torch.zeros(2)], momentum=0.9).param_groups[0]["rho"]
             0.99
         """
-        if library not in PRESETS:
+        if not isinstance(library, str) or library not in PRESETS:
             raise ValueError(
                 f"RMSprop.like was given library={library!r}. Expected one of {', '.join(PRESETS)}. To mend it: choose "
                 "one of them, or give the settings to RMSprop itself."
@@ -187,8 +187,9 @@ class RMSprop(Optimizer):
             state_dict: as from ``state_dict()``; nothing of it is shared afterwards.
 
         Raises:
-            ValueError: it belongs to other parameter groups, or to parameters of other shapes.
+            ValueError: it is no state dictionary, or belongs to other parameter groups or parameters of other shapes.
         """
+        check_form(state_dict)
         check_shapes(state_dict, self.param_groups)
         super().load_state_dict(state_dict)
         ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])

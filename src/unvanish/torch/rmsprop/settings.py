@@ -66,6 +66,7 @@ class Settings:
             ValueError: a value is out of its range, or two exclude each other.
         """
         settings = cls(*(group[name] for name in _NAMES))
+        settings._check_switches()
         settings._check_ranges(may_wait=may_wait)
         settings._check_pairs()
         return settings
@@ -80,7 +81,7 @@ class Settings:
 
     def _check_ranges(self, *, may_wait: bool) -> None:
         if isinstance(self.lr, Tensor) and self.lr.numel() != 1:
-            raise _refusal("lr", self.lr, "one number", "give a float, or a tensor with one element")
+            raise refusal("lr", self.lr, "one number", "give a float, or a tensor with one element")
         if _readable(self.lr, may_wait=may_wait):
             _require("lr", self.lr, 0, math.inf, "learning rates are usually 1e-4 to 1e-2; maximize=True goes uphill")
         _require("rho", self.rho, 0, 1, "0.9 averages over 10 steps, 0.99 over 100")
@@ -91,13 +92,20 @@ class Settings:
         if self.clip is not None:
             _require("clip", self.clip, 0, math.inf, "a global norm such as 1.0, or None for none", open_below=True)
 
+    def _check_switches(self) -> None:
+        for name in _SWITCHES:
+            value = getattr(self, name)
+            if value is not True and value is not False and not (value is None and name in _OPEN):
+                either = "True, False or None" if name in _OPEN else "True or False"
+                raise refusal(name, value, either, "give one of them, or leave it out")
+
     def _check_pairs(self) -> None:
         if self.nesterov and not self.momentum:
-            raise _refusal("nesterov", True, "momentum > 0 with it", "give momentum=0.9, or nesterov=False")
+            raise refusal("nesterov", True, "momentum > 0 with it", "give momentum=0.9, or nesterov=False")
         if self.fused and self.foreach:
-            raise _refusal("fused and foreach", True, "at most one of the two", "leave out foreach: fused is faster")
+            raise refusal("fused and foreach", True, "at most one of the two", "leave out foreach: fused is faster")
         if self.differentiable and (self.fused or self.capturable):
-            raise _refusal(
+            raise refusal(
                 "differentiable",
                 True,
                 "no fused and no capturable step with it: autograd sees neither",
@@ -106,14 +114,16 @@ class Settings:
 
 
 _NAMES = tuple(field.name for field in fields(Settings))
+_SWITCHES = tuple(field.name for field in fields(Settings) if str(field.type).startswith("bool"))
+_OPEN = ("foreach", "fused")  # None: as is best
 
 
 def _require(name: str, value: object, low: float, high: float, hint: str, *, open_below: bool = False) -> None:
-    number = _number(value)
+    number = number_in(value)
     if (low < number if open_below else low <= number) and number < high:
         return
     bracket = "(" if open_below else "["
-    raise _refusal(name, value, f"a number in {bracket}{low:g}, {high:g})", hint)
+    raise refusal(name, value, f"a number in {bracket}{low:g}, {high:g})", hint)
 
 
 def _readable(value: object, *, may_wait: bool) -> bool:
@@ -124,7 +134,7 @@ def _readable(value: object, *, may_wait: bool) -> bool:
     return plain and not value.is_meta and (value.is_cpu or may_wait) and not torch.compiler.is_compiling()
 
 
-def _number(value: object) -> float:
+def number_in(value: object) -> float:
     """Also of a NumPy scalar or a tensor of one element; NaN, which fails every comparison, for what is no number."""
     if isinstance(value, str):
         return math.nan
@@ -134,7 +144,8 @@ def _number(value: object) -> float:
         return math.nan
 
 
-def _refusal(name: str, value: object, expected: str, mend: str) -> ValueError:
+def refusal(name: str, value: object, expected: str, mend: str) -> ValueError:
+    """The error for a setting out of its range."""
     shown = repr(value)
     if isinstance(value, Tensor) and value.numel() != 1:
         shown = f"a tensor of {value.numel()} numbers"
