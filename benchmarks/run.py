@@ -54,8 +54,8 @@ def trainings() -> list[Training]:
     gpt = nn.Sequential(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(64, 1))
     return [
         Training("tiny MLP", tiny, torch.randn(32, 16), rounds=100, skipped=280, timed=200),
-        Training("MLP 50 x 256", deep, torch.randn(128, 256), rounds=8, skipped=11, timed=8),
-        Training("GPT-like, 2 x 64", gpt, torch.randn(8, 32, 64), rounds=25, skipped=28, timed=20),
+        Training("MLP 50 x 256", deep, torch.randn(128, 256), rounds=8, skipped=24, timed=20),
+        Training("GPT-like, 2 x 64", gpt, torch.randn(8, 32, 64), rounds=25, skipped=55, timed=40),
     ]
 
 

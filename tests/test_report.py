@@ -42,7 +42,9 @@ def report(*findings, width=100, color=False, shape=None, notes=()):
 
 
 def test_a_healthy_network_gets_one_line_that_says_why():
-    text = render(Diagnosis((), flow(0.0, 0.1), notes=("gradient lost 0.3 decades of 2", "loss 2.30 -> 0.41"), learns=True))
+    text = render(
+        Diagnosis((), flow(0.0, 0.1), notes=("gradient lost 0.3 decades of 2", "loss 2.30 -> 0.41"), learns=True)
+    )
     assert text == "unvanish: the network is healthy (gradient lost 0.3 decades of 2; loss 2.30 -> 0.41)"
 
 
