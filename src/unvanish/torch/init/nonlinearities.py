@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from heapq import heapify, heappop, heappush
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from unvanish.theory import Array, Elementwise, mirror_slope
+from unvanish.torch.init.trials import Evaluation, Trial, is_cast
+from unvanish.torch.rehearsal.copies import preserved_randomness
 from unvanish.torch.wiring import Op, Wiring
 
-_BINARY = frozenset({"add", "sub", "mul", "div", "truediv", "iadd", "isub", "imul", "maximum", "minimum"})
-_PROBE = torch.tensor([-2.5, -1.0, -0.3, 0.0, 0.2, 0.9, 3.0], dtype=torch.float64)
+_AT_ONCE = 1 << 20  # numbers times units that a function is evaluated for
+_LOOKS = np.concatenate([np.linspace(-6, 6, 49), [-40.0, -15.0, 15.0, 40.0]])
 
 
 @dataclass(frozen=True)
@@ -33,16 +36,18 @@ class Nonlinearity:
     name: str
     alone: bool
     _ops: tuple[Op, ...] = field(repr=False)
-    _slope: float | None = field(repr=False, default=None)
-    _learned: tuple[Tensor, ...] = field(repr=False, default=())
+    _evaluation: Evaluation = field(repr=False)
 
     @cached_property
     def phi(self) -> Elementwise:
-        """The function on float64 arrays."""
+        """The function on float64 arrays; of parameters per unit, the mean over the units."""
 
         def on_arrays(u: Array) -> Array:
             with torch.no_grad():
-                return np.asarray(self._value(torch.from_numpy(np.ascontiguousarray(u))).numpy(), dtype=np.float64)
+                units = self._value(u[:1]).numel()
+                parts = np.array_split(u, max(1, u.size * units // _AT_ONCE))
+                means = [self._value(part).double().reshape(len(part), -1).mean(dim=1) for part in parts]
+                return np.asarray(torch.cat(means).cpu().numpy(), dtype=np.float64)
 
         return on_arrays
 
@@ -71,55 +76,72 @@ class Nonlinearity:
         """The ops it is made of."""
         return frozenset(op.index for op in self._ops)
 
-    @property
-    def key(self) -> tuple[object, ...]:
-        """Equal for nonlinearities that are the same function."""
-        learned = tuple(tuple(p.detach().flatten().tolist()) for p in self._learned)
-        return (*((op.name, repr(sorted(op.arguments.items(), key=str))) for op in self._ops), self._slope, learned)
+    @cached_property
+    def key(self) -> bytes:
+        """Equal for nonlinearities that are the same function: its values, as constants in it have no names."""
+        return self.phi(_LOOKS).tobytes()
 
-    def _value(self, u: Tensor) -> Tensor:
-        """Of parameters per unit, the mean over the units."""
-        shape = _common_shape(self._learned)
-        values = {self.source: _spread_out(u, shape)}
+    def _value(self, u: Array) -> Tensor:
+        values = {self.source: self._evaluation.numbers(u)}
         for op in self._ops:
-            values[op.index] = _evaluate(op, [values[i] for i in op.inputs], self._slope)
-        return values[self.exit].detach().double().reshape(len(u), -1).mean(dim=1)
+            values[op.index] = self._evaluation.value(op, [values[i] for i in op.inputs])
+        return values[self.exit].detach()
 
 
 def nonlinearities(wiring: Wiring, model: nn.Module) -> list[Nonlinearity]:
     """All maximal elementwise functions of one op's output, in execution order of their exits."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    slopes = {op.index: _slope_of(op, parameters) for op in wiring.ops}
-    learned = {op.index: _learned(op, parameters) for op in wiring.ops}
-    pointwise = [_is_pointwise(op, slopes[op.index], learned[op.index]) for op in wiring.ops]
+    evaluation = Evaluation.of(model)
     found: list[Nonlinearity] = []
     taken: set[int] = set()
-    for source in (op.index for op in wiring.ops):
-        if source in taken:
-            continue
-        inside = _region(wiring, source, pointwise)
-        taken |= inside
-        exits = [i for i in inside if any(r not in inside for r in wiring.readers(i)) or not wiring.readers(i)]
-        for last in exits:
-            ops = tuple(wiring.ops[i] for i in sorted(_needed(wiring, last, source)))
-            slope = next((slopes[op.index] for op in ops if slopes[op.index] is not None), None)
-            own = tuple(p for op in ops for p in learned[op.index])
-            found.append(Nonlinearity(source, last, "*".join(op.name for op in ops), len(exits) == 1, ops, slope, own))
-    return sorted(found, key=lambda n: n.exit)
+    with torch.no_grad(), preserved_randomness():
+        for source in wiring.ops:
+            if source.index in taken or source.outputs > 1:  # which of several outputs is read, nobody saw
+                continue
+            values = _region(wiring, source.index, evaluation)
+            taken |= set(values)
+            found += _functions(wiring, source.index, values, evaluation)
+    return sorted(found, key=lambda one: one.exit)
 
 
-def _region(wiring: Wiring, source: int, pointwise: list[bool]) -> set[int]:
-    """Ops that compute an elementwise function of ``source`` and of nothing else."""
-    inside: set[int] = set()
-    waiting = set(wiring.readers(source))
-    while waiting:
-        index = min(waiting)
-        waiting.remove(index)
+def _functions(wiring: Wiring, source: int, values: dict[int, Trial], evaluation: Evaluation) -> list[Nonlinearity]:
+    """Those of a region that end in numbers: a mask that others read is no signal."""
+    inside = _without_loose_casts(wiring, values)
+    exits = [i for i in sorted(inside) if not wiring.readers(i) or not inside.issuperset(wiring.readers(i))]
+    found = []
+    for last in exits:
+        ops = tuple(wiring.ops[i] for i in sorted(_needed(wiring, last, source)))
+        if values[last][0].is_floating_point() and not all(is_cast(op) for op in ops):
+            name = "*".join(op.name for op in ops)
+            found.append(Nonlinearity(source, last, name, len(exits) == 1, ops, evaluation))
+    return found
+
+
+def _without_loose_casts(wiring: Wiring, values: dict[int, Trial]) -> set[int]:
+    """Copies at the end are left out: kept for later, or on the way to the next layer, they are no function."""
+    inside = set(values)
+    for index in sorted(values, reverse=True):
         op = wiring.ops[index]
-        if pointwise[index] and all(i == source or i in inside for i in op.inputs):
-            inside.add(index)
-            waiting.update(wiring.readers(index))
+        numbers = all(i not in values or values[i][0].is_floating_point() for i in op.inputs)  # not made of a mask
+        if is_cast(op) and numbers and not inside.intersection(wiring.readers(index)):
+            inside.remove(index)
     return inside
+
+
+def _region(wiring: Wiring, source: int, evaluation: Evaluation) -> dict[int, Trial]:
+    """Ops that compute an elementwise function of ``source`` and of nothing else, with their values for the probes."""
+    values = {source: evaluation.probes()}
+    waiting = list(wiring.readers(source))
+    heapify(waiting)
+    while waiting:
+        op = wiring.ops[heappop(waiting)]
+        if op.index in values or not all(index in values for index in op.inputs):
+            continue
+        trial = evaluation.tried(op, [values[index] for index in op.inputs])
+        if trial is not None:
+            values[op.index] = trial
+            for reader in wiring.readers(op.index):
+                heappush(waiting, reader)
+    return {index: trial for index, trial in values.items() if index != source}
 
 
 def _needed(wiring: Wiring, last: int, source: int) -> Iterator[int]:
@@ -130,54 +152,3 @@ def _needed(wiring: Wiring, last: int, source: int) -> Iterator[int]:
             seen.add(index)
             yield index
             stack.extend(wiring.ops[index].inputs)
-
-
-def _slope_of(op: Op, parameters: dict[str, nn.Parameter]) -> float | None:
-    """The negative slope of activations that have one per unit or draw it at random: its mean."""
-    if op.name == "prelu" and (name := op.parameter("weight")) is not None:
-        return float(parameters[name].detach().mean())
-    if op.name == "rrelu":
-        return (float(op.arguments.get("lower", 1 / 8)) + float(op.arguments.get("upper", 1 / 3))) / 2
-    return None
-
-
-def _learned(op: Op, parameters: dict[str, nn.Parameter]) -> tuple[Tensor, ...]:
-    """The parameters that an op reads, or what it reads is computed from, unless :func:`_slope_of` stands for them."""
-    names = [name for _, name in op.parameters] + [name for _, below in op.computed for name in below]
-    return tuple(parameters[name] for name in names) if op.name not in ("prelu", "rrelu") else ()
-
-
-def _common_shape(learned: tuple[Tensor, ...]) -> tuple[int, ...]:
-    return tuple(torch.broadcast_shapes(*(p.shape for p in learned)))
-
-
-def _spread_out(u: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Each number once for every unit."""
-    return u.reshape(-1, *(1,) * len(shape)).expand(-1, *shape)
-
-
-def _evaluate(op: Op, values: list[Tensor], slope: float | None) -> Tensor:
-    if op.name in ("prelu", "rrelu") and slope is not None:
-        return nn.functional.leaky_relu(values[0], slope)
-    if len(values) == 1:
-        return op.apply(values[0])
-    result = op.function(values[0].clone(), *values[1:])
-    assert isinstance(result, Tensor)
-    return result
-
-
-def _is_pointwise(op: Op, slope: float | None, learned: tuple[Tensor, ...]) -> bool:
-    """Whether each element of the output depends on the same element of the input only: tried, not looked up."""
-    if slope is not None:
-        return True
-    if not op.inputs or op.kind not in ("activation", "scale", "merge", "other"):
-        return False
-    if len(op.inputs) > 1:
-        plain = not op.arguments and not learned
-        return plain and len(op.inputs) == (2 if op.name in _BINARY else 3 if op.name == "where" else 0)
-    try:
-        probe = _spread_out(_PROBE, _common_shape(learned)).to(learned[0].device if learned else "cpu")
-        value, turned = op.apply(probe), op.apply(probe.flip(0))
-    except Exception:  # whatever a user's function says to a tensor of another shape: it is not elementwise
-        return False
-    return value.shape == probe.shape and torch.equal(value.flip(0), turned)

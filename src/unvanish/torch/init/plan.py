@@ -115,7 +115,7 @@ def _codes(reading: Reading, method: Method) -> tuple[dict[int, Code], dict[int,
     """Code by nonlinearity, and by the layer in front of it."""
     codes: dict[int, Code] = {}
     coded: dict[int, Code] = {}
-    known: dict[tuple[object, ...], Code | None] = {}
+    known: dict[tuple[bytes, int, bool, bool], Code | None] = {}
     for curve in reading.curves:
         signal = reading.signals.get(curve.exit)
         if signal is None or signal.layer.index in coded:  # two nonlinearities of one layer: the first one counts
@@ -126,7 +126,7 @@ def _codes(reading: Reading, method: Method) -> tuple[dict[int, Code], dict[int,
         else:
             layer = signal.layer
             given = (reading.lengths[signal.chain], layer.bias is None, _knows_mean(layer, reading, codes))
-            key = (*curve.key, *given)
+            key = (curve.key, *given)
             if key not in known:
                 known[key] = _code(curve, *given)
             code = known[key]

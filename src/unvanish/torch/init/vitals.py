@@ -49,7 +49,7 @@ class _Pair:
     vitals: Vitals = Vitals()  # noqa: RUF009
 
     def __call__(self, op: Op, args: Any, kwargs: Any, result: Any) -> Tensor | None:
-        visible = torch.is_grad_enabled() and isinstance(result, Tensor)
+        visible = torch.is_grad_enabled() and isinstance(result, Tensor) and result.is_floating_point()
         if self.start is None and (op.index == self.first or self.first in op.inputs):
             self.first = op.index
             self.start = result.detach().clone().requires_grad_() if visible else None
@@ -146,9 +146,12 @@ def _between(start: Tensor, end: Tensor) -> Vitals:
     vitals = Vitals()
     if first is not None and last is not None:
         vitals = replace(vitals, forward=log_ratio(last[0], first[0]), separation=last[0] / last[1] if last[1] else 0.0)
-    if not end.requires_grad:
-        return vitals
-    squares = _squares(start, end)
+    try:
+        squares = _squares(start, end)
+    except RuntimeError as error:
+        if "not implemented" in str(error):  # an op without derivative, such as heaviside
+            return vitals
+        raise
     width = min(start.numel(), end.numel()) / len(start)
     vitals = replace(vitals, backward=log_ratio(float((squares.mean() / width).sqrt()), 1.0))
     try:
@@ -158,12 +161,12 @@ def _between(start: Tensor, end: Tensor) -> Vitals:
 
 
 def _squares(start: Tensor, end: Tensor) -> Tensor:
-    """Squared Frobenius norm of each sample's Jacobian, by random cotangents."""
+    """Squared Frobenius norm of each sample's Jacobian, by random cotangents; zero where no gradient gets through."""
     generator = torch.Generator().manual_seed(0)
     squares = torch.zeros(len(start), dtype=torch.float64)
-    for _ in range(_PROBES):
-        (row,) = torch.autograd.grad(end, start, noise_like(end, generator), retain_graph=True)
-        squares += squared_lengths(row) / _PROBES
+    for _ in range(_PROBES if end.requires_grad else 0):
+        (row,) = torch.autograd.grad(end, start, noise_like(end, generator), retain_graph=True, allow_unused=True)
+        squares += 0 if row is None else squared_lengths(row) / _PROBES
     return squares
 
 
