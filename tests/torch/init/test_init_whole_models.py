@@ -79,21 +79,64 @@ class Block(nn.Module):
         return F.relu(y + self.skip(x))
 
 
-def test_resnet_with_batch_norm() -> None:
-    """A zero layer in front of a BatchNorm would divide by the root of its epsilon: such branches get He weights."""
-    torch.manual_seed(0)
+def resnet(*blocks: nn.Module) -> nn.Sequential:
     stem = (nn.Conv2d(3, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
-    net = nn.Sequential(
-        *stem, Block(8, 8), Block(8, 16, 2), Block(16, 16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)
-    )
-    norms = {name: p.clone() for name, p in net.named_parameters() if "norm" in name}
-    done = initialize_(net, torch.randn(16, 3, 16, 16))
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(4))
+
+
+def test_resnet_with_batch_norm() -> None:
+    """A zero layer in front of a BatchNorm would divide by the root of its epsilon: the norm's own weight is zero."""
+    torch.manual_seed(0)
+    net, x = resnet(Block(8, 8), Block(8, 16, 2), Block(16, 16)), torch.randn(16, 3, 16, 16)
+    net(x)  # the lazy layer
+    norms = {name: p.clone() for name, p in net.named_parameters() if "norm" in name or "skip.1" in name}
+    done = initialize_(net, x)
     assert done.ok
-    assert set(methods(done).values()) == {"he", "orthogonal"}
-    assert all(torch.equal(net.get_parameter(name), p) for name, p in norms.items())
+    last = {f"{i}.norm2.weight" for i in (3, 4, 5)}
+    assert {name for name, method in methods(done).items() if method == "zero"} == last
+    assert {name for name, p in norms.items() if not torch.equal(net.get_parameter(name), p)} == last
     weight = net[3].conv1.weight.detach()
     fan_in_variance = float(weight.var() * 72)
     assert 0.3 < fan_in_variance < 4
+    torch.testing.assert_close(net[5](h := net[:5](x)), h)
+    net(x).square().sum().backward()
+    assert all(net[i].norm2.weight.grad.any() for i in (3, 4, 5))
+
+
+def test_forty_blocks_of_batch_norm_keep_the_gradient() -> None:
+    torch.manual_seed(0)
+    net, x = resnet(*[Block(8, 8) for _ in range(40)]), torch.randn(16, 3, 8, 8)
+    net(x)
+    done = initialize_(net, x)
+    assert done.ok
+    assert abs(done.before.backward or 0) > 3
+    assert done.after.backward == pytest.approx(-0.35, abs=0.1)  # ReLU after each sum: a half of the units, once
+
+
+def test_a_kept_norm_stays_at_the_end_of_its_branch() -> None:
+    net = Residual(nn.Sequential(nn.Linear(24, 24), nn.LayerNorm(24)), depth=2)
+    net.branches[1][1].weight.requires_grad_(False)
+    initialize_(net, X, keep=["branches.0.1"])
+    assert all(bool((branch[1].weight == 1).all()) for branch in net.branches)
+
+
+def test_a_norm_that_the_trunk_shares_lets_it_through() -> None:
+    norm = nn.LayerNorm(24)
+    net = Residual(nn.Sequential(nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 24)), depth=2)
+    for branch in net.branches:
+        branch.append(norm)
+    initialize_(nn.Sequential(nn.Linear(24, 24), norm, net), X)
+    assert bool((norm.weight == 1).all())
+
+
+def test_branch_that_ends_in_a_norm_and_an_activation_starts_small() -> None:
+    net = Residual(nn.Sequential(nn.Linear(24, 24), nn.LayerNorm(24), nn.ReLU()), depth=40)
+    done = initialize_(net, X)
+    assert done.ok
+    assert abs(done.after.backward or 0) < 0.5
+    torch.testing.assert_close(net.branches[0][1].weight.detach(), torch.full((24,), 1 / 40))
+    net(X).square().sum().backward()
+    assert all(branch[0].weight.grad.any() for branch in net.branches)
 
 
 @pytest.mark.parametrize("norm_first", [False, True])
@@ -272,7 +315,7 @@ def test_randomness() -> None:
 )
 def test_without_a_batch(net: nn.Module) -> None:
     state = torch.get_rng_state()
-    assert initialize_(net, generator=torch.Generator()).ok
+    assert initialize_(net, generator=torch.Generator()).ok is not False  # None: too shallow to observe anything
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -294,7 +337,8 @@ class TwoInputs(nn.Module):
 
 
 def test_models_of_several_inputs() -> None:
-    assert initialize_(TwoInputs(), {"x": torch.randn(6, 4), "y": torch.randn(6, 5)}).ok
+    done = initialize_(TwoInputs(), {"x": torch.randn(6, 4), "y": torch.randn(6, 5)})
+    assert set(methods(done)) == {"a.weight", "b.weight"}
     with pytest.raises(ValueError, match=r"none could be guessed for TwoInputs.*Pass one batch"):
         initialize_(TwoInputs())
 

@@ -81,7 +81,7 @@ class Painter:
             bound = math.sqrt(6 / sum(layer.layout.fans))
             uniform_(layer.weight, bound, self.generator)
         else:
-            factor = step.small if step.role == "small" else 1.0
+            factor = self.plan.small if step.role == "small" else 1.0
             std = factor * _gain(h) / math.sqrt(layer.layout.fans[0])
             normal_(layer.weight, std, self.generator)
         self.actions.append(Action(layer.name, step.role, _WHY[step.role]))
@@ -120,7 +120,9 @@ class Painter:
         return True
 
     def _special(self, op: Op, args: Any) -> bool:
-        """Recurrent, attention and embedding layers; False where there is nothing to set."""
+        """Recurrent, attention and embedding layers, norms; False where there is nothing to set."""
+        if op.kind == "normalization" and op.index in self.plan.ends | self.plan.bent:
+            return self._norm(op)
         module = self.model.get_submodule(op.module)
         if op.kind == "recurrent" and isinstance(module, nn.RNNBase | nn.RNNCellBase):
             return self._recurrent(op, module, args)
@@ -169,6 +171,21 @@ class Painter:
             if bias is not None and id(bias) not in self.kept:
                 _zero(bias)
         return done
+
+    def _norm(self, op: Op) -> bool:
+        """The norm that ends a residual branch: at zero, or small where an activation behind it has no slope there."""
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        name = op.parameter("weight")
+        assert name is not None, "only a norm with a weight ends a branch"
+        if not self._new(parameters[name]):
+            return False
+        method = "zero" if op.index in self.plan.ends else "small"
+        nn.init.constant_(parameters[name], 0.0 if method == "zero" else self.plan.small)
+        bias = op.parameter("bias")
+        if bias is not None and id(parameters[bias]) not in self.kept:
+            _zero(parameters[bias])
+        self.actions.append(Action(name, method, _WHY[method]))
+        return True
 
     def _embedding(self, op: Op, module: nn.Embedding | nn.EmbeddingBag) -> bool:
         if not self._new(module.weight):

@@ -47,7 +47,6 @@ class Step:
         measured: the input's length has to be measured, though its code is known (averages shorten it).
         target: code of the activation behind.
         maker: the layer that made the input's signal, None where that is not known.
-        small: factor on the weights of a branch that cannot start at zero: one over the number of branches.
     """
 
     layer: Layer
@@ -56,7 +55,6 @@ class Step:
     measured: bool
     target: Code
     maker: int | None
-    small: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +65,17 @@ class Plan:
         steps: by op index.
         depths: activations in every chain, longest first.
         slopes: mean slope of every activation that a layer in a chain is set for.
-        ends: ops that end residual branches.
+        ends: ops that end residual branches and start at zero.
+        bent: ops that end residual branches but for an activation.
+        small: factor for these, one over the number of branches.
     """
 
     steps: dict[int, Step]
     depths: tuple[int, ...]
     slopes: tuple[float, ...]
     ends: frozenset[int]
+    bent: frozenset[int]
+    small: float
 
 
 def make_plan(wiring: Wiring, model: nn.Module, kept: set[int], method: Method) -> Plan:
@@ -90,11 +92,11 @@ def make_plan(wiring: Wiring, model: nn.Module, kept: set[int], method: Method) 
             measured=before is not None and bool(AVERAGES.intersection(before.way)),
             target=coded.get(index, Code()),
             maker=None if before is None else before.layer.index,
-            small=1 / max(1, reading.roles.branches),
         )
     depths = tuple(sorted((n for n in reading.lengths.values() if n), reverse=True))
     slopes = tuple(code.mean_slope for code in coded.values())
-    return Plan(_at_first_use(steps), depths, slopes, reading.roles.ends)
+    roles = reading.roles
+    return Plan(_at_first_use(steps), depths, slopes, roles.ends, roles.bent, 1 / max(1, roles.branches))
 
 
 def _at_first_use(steps: dict[int, Step]) -> dict[int, Step]:
