@@ -87,8 +87,32 @@ def test_low_rank_only_warns() -> None:
 def test_what_was_not_observed_is_not_called_good():
     done = initialize_(nn.Linear(3, 4), torch.randn(5, 3))
     assert str(done).splitlines()[-1].startswith("not verified")
+    assert done.ok is None
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
     assert str(initialize_(net, torch.randn(64, 3))).splitlines()[-1] == "ok"
+
+
+class Bilinear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Bilinear(8, 8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.mix(x, x)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.Sequential(*[Bilinear() for _ in range(6)]),
+        nn.Sequential(*[m for _ in range(6) for m in (nn.Linear(8, 8), nn.Softmax(-1))]),
+    ],
+    ids=["bilinear", "softmax"],
+)
+def test_networks_in_which_nothing_can_be_observed(net: nn.Module) -> None:
+    done = initialize_(net, torch.randn(16, 8))
+    assert done.ok is None
+    assert not done.after.failures()
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.LSTMCell, nn.GRU, nn.GRUCell])

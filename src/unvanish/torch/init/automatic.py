@@ -37,7 +37,7 @@ def initialize_(
 
     Returns:
         What was done, and the vital signs before and after, along the network's depth and recurrent layers' time;
-        ``.ok`` is False where one fails. Print it.
+        ``.ok`` is False where one fails, None where none could be observed. Print it.
 
     Raises:
         ValueError: the batch cannot be guessed or holds NaN or Inf, or an unknown name in ``keep``.

@@ -35,6 +35,11 @@ class Vitals:
     rank: float | None = None
     over: str = ""
 
+    @property
+    def observed(self) -> bool:
+        """Whether any sign that can fail was observed."""
+        return any(sign is not None for sign in (self.forward, self.backward, self.separation))
+
     def failures(self) -> tuple[str, ...]:
         """What is wrong, in sentences."""
         found = []
@@ -94,9 +99,12 @@ class Initialization:
     after: Vitals
 
     @property
-    def ok(self) -> bool:
-        """Whether no vital sign that was observed fails. A low stable rank warns, and does not fail."""
-        return not self.after.failures()
+    def ok(self) -> bool | None:
+        """Whether no vital sign that was observed fails; None where none could be observed.
+
+        A low stable rank warns, and does not fail.
+        """
+        return None if not self.after.observed else not self.after.failures()
 
     def __str__(self) -> str:
         """What was done, method by method, and the vital signs."""
@@ -115,12 +123,12 @@ class Initialization:
         return "\n".join(lines)
 
     def _verdict(self) -> str:
+        if not self.after.observed:
+            return "not verified: no vital sign could be observed here"
         seen = {
             "the signal forward": self.after.forward,
             "the gradient backward": self.after.backward,
             "the samples' separation": self.after.separation,
         }
         missing = [name for name, sign in seen.items() if sign is None]
-        if len(missing) == len(seen):
-            return "not verified: no vital sign could be observed here"
         return f"ok, except that {' and '.join(missing)} could not be observed" if missing else "ok"
