@@ -97,15 +97,20 @@ def working_copy(model: nn.Module, optimizer: Optimizer | None, loss: tuple[Any,
         ) from error
     for parameter in copied.parameters():
         parameter.grad = None
-    for group in () if stepper is None else stepper.param_groups:
-        if warming_up(group):
-            group["lr"] = group["initial_lr"]
+    for group in () if stepper is None else warming_up(stepper):
+        group["lr"] = group["initial_lr"]
     return Working(copied, stepper, losses)
 
 
-def warming_up(group: dict[str, Any]) -> bool:
-    """Has a schedule set this group's rate to 0, and will raise it?  Schedules leave the full rate beside it."""
-    return "initial_lr" in group and float(group["lr"]) == 0 < float(group["initial_lr"])
+def warming_up(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The groups whose rate a schedule holds at 0 before the first step; it leaves the full rate beside it.
+
+    An optimizer that has stepped (it has a state) stands at the end of its schedule, and nobody will raise the rate.
+    """
+    if any(optimizer.state.values()):
+        return []
+    groups = [group for group in optimizer.param_groups if "initial_lr" in group and group.get("lr") is not None]
+    return [group for group in groups if float(group["lr"]) == 0 < float(group["initial_lr"])]
 
 
 def _complete(optimizer: Optimizer | None, copied: Optimizer | None, memo: dict[int, Any]) -> None:

@@ -81,7 +81,7 @@ def flow_of(
             optimizer=_unscheduled(optimizer, view_optimizer(optimizer, given)),
             cuts=confirmed(first.cuts, parameters, moved),
             batch_size=first.batch_size,
-            unobserved=(*unobserved(sites), *_SCHEDULED[: any(map(warming_up, optimizer.param_groups))]),
+            unobserved=(*unobserved(sites), *_SCHEDULED[: bool(warming_up(optimizer))]),
         )
         if reading.plain_depth(flow) >= _DEEP:
             work, trained = _copy(model, optimizer, goal)
@@ -218,8 +218,9 @@ def _gradient_broken(flow: Flow) -> bool:
 
 def _unscheduled(optimizer: Optimizer, view: OptimizerView) -> OptimizerView:
     """The rates that the rehearsal uses: the full ones where a schedule starts at 0."""
+    full = [id(group) for group in warming_up(optimizer)]
     groups = [group for group in optimizer.param_groups if group.get("lr") is not None]
-    rates = tuple(float(group["initial_lr" if warming_up(group) else "lr"]) for group in groups)
+    rates = tuple(float(group["initial_lr" if id(group) in full else "lr"]) for group in groups)
     return replace(view, learning_rates=rates)
 
 

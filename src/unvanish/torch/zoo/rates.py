@@ -147,12 +147,17 @@ def adam_eps(ill: bool) -> Program:
     return Program(model, digits(image=True), optimizer, nn.CrossEntropyLoss())
 
 
-@sick("learning-rate-low", "optimizer", why="The schedule starts, and stays, at lr 0.")
+@sick("learning-rate-low", "optimizer", why="A schedule over 5 epochs, stepped with each batch: 5 steps and lr is 0.")
 def schedule_at_zero(ill: bool) -> Program:
-    model = MLP(30, 2)
+    model, batches = MLP(30, 2), table("breast_cancer")
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: epoch / 10 if ill else 1.0)
-    return Program(model, table("breast_cancer"), optimizer, nn.CrossEntropyLoss())
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=5 if ill else 500)
+    for inputs, targets in batches[:5]:
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+        schedule.step()
+    return Program(model, batches, optimizer, F.cross_entropy)
 
 
 @sick(
