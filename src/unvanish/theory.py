@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
@@ -21,6 +22,8 @@ _LEAK = 0.01
 _FINE, _COARSE = 20001, 1001  # nodes
 
 _SLOPES: dict[str, float] = {
+    "linear": 1.0,
+    "identity": 1.0,
     "tanh": 1.0,
     "sigmoid": 0.25,
     "relu": math.sqrt(0.5),
@@ -73,10 +76,13 @@ def critical_gain(activation: str) -> float:
     .. math:: \sigma_w = 1 / s(\phi)
 
     Args:
-        activation: name of the activation.
+        activation: name of the activation, such as "tanh" or "leaky_relu"; "linear" where there is none.
 
     Returns:
         The critical gain, dimensionless.
+
+    Raises:
+        ValueError: a name that is not known.
 
     Example:
         >>> round(critical_gain("relu"), 4)
@@ -84,6 +90,12 @@ def critical_gain(activation: str) -> float:
 
     Source: Schoenholz et al. 2017, section 3, chi_1 = 1.
     """
+    if str(activation) not in _SLOPES:
+        near = get_close_matches(str(activation).lower(), _SLOPES, n=1)
+        raise ValueError(
+            f"No activation named {activation!r} is known. Expected one of {', '.join(_SLOPES)}. "
+            + (f"Did you mean {near[0]!r}?" if near else 'Use "linear" for gain 1, or initialize_ for any function.')
+        )
     return 1.0 / small_signal_slope(activation)
 
 

@@ -110,12 +110,12 @@ class Initialization(AbstractRule):
         """The first remedy with the numbers of the activations met here."""
         met = list(dict.fromkeys(site.op for site in reading.activations(flow)))
         if len(met) > 1:
-            gains = ", ".join(f"{theory.critical_gain(op):.3g} for {op}" for op in met)
+            gains = ", ".join(f"{1 / theory.small_signal_slope(op):.3g} for {op}" for op in met)
             return f"initialise these layers at the critical gain: nn.init.orthogonal_(weight, gain), gain {gains}"
-        op = met[0] if met else "a linear layer"
+        op, name = (met[0], met[0]) if met else ("linear", "a linear layer")
         centred = ", bias = -weight.sum(1) / 2" if op == "sigmoid" else ""
-        gain = f"nn.init.orthogonal_(weight, gain={theory.critical_gain(op):.3g})"
-        return f"initialise these layers at the critical gain of {op}: {gain}{centred}"
+        gain = f"nn.init.orthogonal_(weight, gain={1 / theory.small_signal_slope(op):.3g})"
+        return f"initialise these layers at the critical gain of {name}: {gain}{centred}"
 
     @classmethod
     def healthy(cls) -> tuple[Flow, ...]:

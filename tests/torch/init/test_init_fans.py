@@ -207,7 +207,7 @@ def test_same_generator_same_weights_and_the_global_one_is_left() -> None:
 
 @pytest.mark.parametrize("function", [xavier_, he_, orthogonal_])
 def test_nothing_to_initialise(function: object) -> None:
-    with pytest.raises(ValueError, match=r"No weight to initialise.*Expected.*Unfreeze"):
+    with pytest.raises(ValueError, match=r"_: no weight to initialise.*Expected.*Unfreeze"):
         function(nn.Sequential(nn.ReLU(), nn.LayerNorm(3)))  # type: ignore[operator]
 
 

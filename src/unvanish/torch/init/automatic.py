@@ -6,8 +6,9 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from unvanish.torch.init.checks import check_batch, check_generator, check_model
 from unvanish.torch.init.guess import guessed_inputs
 from unvanish.torch.init.painter import Painter
 from unvanish.torch.init.plan import Method, make_plan
@@ -122,12 +123,18 @@ def mirrored_(
     return _initialize(model, batch, keep, generator, "mirrored")
 
 
+_NAMES: dict[Method, str] = {"auto": "initialize_", "operating point": "operating_point_", "mirrored": "mirrored_"}
+
+
 def _initialize(
     model: nn.Module, batch: Any, keep: Keep, generator: torch.Generator | None, method: Method
 ) -> Initialization:
+    where = _NAMES[method]
+    check_model(where, model)
+    check_generator(where, generator)
     model = watched(model)
     inputs = guessed_inputs(model) if batch is None else batch
-    _check(inputs)
+    check_batch(where, inputs)
     kept = protected(model, keep)
     wiring = trace(model, inputs)
     plan = make_plan(wiring, model, kept, method)
@@ -152,16 +159,6 @@ def _initialize(
 def _own_generator() -> torch.Generator:
     """Seeded from torch's global generator, because the trace puts the global one back as it was."""
     return torch.Generator().manual_seed(int(torch.randint(2**62, ()).item()))
-
-
-def _check(inputs: Any) -> None:
-    values = inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, (tuple, list)) else [inputs]
-    for value in values:
-        if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise ValueError(
-                f"initialize_: the batch of shape {tuple(value.shape)} holds NaN or Inf. Expected finite inputs: the "
-                "first layer is scaled to them. Clean the data, or leave the batch out."
-            )
 
 
 def _untouched(model: nn.Module, seen: set[int], wiring: Wiring) -> tuple[tuple[str, str], ...]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from unvanish.theory import critical_gain
+from unvanish.torch.init.checks import check_generator, check_model, check_positive
 from unvanish.torch.init.matrices import normal_, semi_orthogonal, uniform_
 from unvanish.torch.init.weights import Keep, Weight, weights_of
 
@@ -29,7 +30,7 @@ def xavier_(model: nn.Module, *, gain: float = 1.0, keep: Keep = (), generator: 
         generator: source of randomness; torch's global one where not given.
 
     Raises:
-        ValueError: no weight to initialise, or an unknown name in ``keep``.
+        ValueError: no weight to initialise, a gain that is not above 0, or an unknown name in ``keep``.
 
     Example:
         >>> net = nn.Linear(300, 300)
@@ -39,11 +40,12 @@ def xavier_(model: nn.Module, *, gain: float = 1.0, keep: Keep = (), generator: 
 
     Source: Glorot and Bengio 2010 (AISTATS), equation 16.
     """
+    check_positive("xavier_", "gain", gain, "the factor on Xavier's bound")
 
     def draw(weight: Weight) -> None:
         uniform_(weight.tensor, gain * math.sqrt(6 / sum(weight.layout.fans)), generator)
 
-    _fill(model, keep, draw)
+    _fill("xavier_", model, keep, generator, draw)
 
 
 def he_(
@@ -60,7 +62,7 @@ def he_(
         generator: source of randomness.
 
     Raises:
-        ValueError: no weight to initialise, or an unknown name in ``keep``.
+        ValueError: no weight to initialise, or an unknown activation or name in ``keep``.
 
     Example:
         >>> net = nn.Linear(200, 200)
@@ -75,7 +77,7 @@ def he_(
     def draw(weight: Weight) -> None:
         normal_(weight.tensor, gain / math.sqrt(weight.layout.fans[0]), generator)
 
-    _fill(model, keep, draw)
+    _fill("he_", model, keep, generator, draw)
 
 
 def orthogonal_(
@@ -94,7 +96,7 @@ def orthogonal_(
         generator: source of randomness.
 
     Raises:
-        ValueError: no weight to initialise, or an unknown name in ``keep``.
+        ValueError: no weight to initialise, a gain that is not above 0, or an unknown name in ``keep``.
 
     Example:
         >>> net = nn.Linear(8, 5)
@@ -104,6 +106,7 @@ def orthogonal_(
 
     Source: Saxe et al. 2014 (arXiv:1312.6120), section 4.
     """
+    check_positive("orthogonal_", "gain", gain, "the factor on an orthogonal matrix")
 
     def draw(weight: Weight) -> None:
         layout = weight.layout
@@ -113,16 +116,21 @@ def orthogonal_(
         kernels = flat.reshape(layout.groups, layout.outputs, layout.inputs, layout.taps)
         layout.write(weight.tensor, gain * kernels)
 
-    _fill(model, keep, draw)
+    _fill("orthogonal_", model, keep, generator, draw)
 
 
 @torch.no_grad()
-def _fill(model: nn.Module, keep: Keep, draw: Callable[[Weight], None]) -> None:
+def _fill(
+    where: str, model: nn.Module, keep: Keep, generator: torch.Generator | None, draw: Callable[[Weight], None]
+) -> None:
+    check_model(where, model)
+    check_generator(where, generator)
     weights = weights_of(model, keep)
     if not weights:
         raise ValueError(
-            f"No weight to initialise in {type(model).__name__}. Expected linear, convolution, recurrent or attention "
-            "modules with trainable weights. Unfreeze them, take them out of keep=, or run a lazy model once first."
+            f"{where}: no weight to initialise in {type(model).__name__}. Expected linear, convolution, recurrent or "
+            "attention modules with trainable weights. Unfreeze them, take them out of keep=, or run a lazy model once "
+            "first."
         )
     names = {weight.name for weight in weights}
     left = sorted(

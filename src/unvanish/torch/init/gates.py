@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unvanish.torch.init.checks import check_generator, check_model, check_positive
 from unvanish.torch.init.fill import Input
 from unvanish.torch.init.matrices import length_keeping, semi_orthogonal, uniform_, wide
 from unvanish.torch.init.weights import Keep, Weight, protected, recurrent_weights
@@ -32,7 +33,7 @@ def chrono_(model: nn.Module, steps: int, *, keep: Keep = (), generator: torch.G
         generator: source of randomness; torch's global one where not given.
 
     Raises:
-        ValueError: no gated layer with biases that may be changed, or fewer than three steps.
+        ValueError: no gated layer with biases that may be changed, fewer than three steps, or an argument that is none.
 
     Example:
         >>> lstm = nn.LSTM(3, 4)
@@ -43,6 +44,9 @@ def chrono_(model: nn.Module, steps: int, *, keep: Keep = (), generator: torch.G
 
     Source: Tallec and Ollivier 2018 (arXiv:1804.11188), section 2.
     """
+    check_model("chrono_", model)
+    check_generator("chrono_", generator)
+    check_positive("chrono_", "steps", steps, "the length of the sequences", "Give it as x.shape[1] or x.shape[0].")
     if steps < 3:
         raise ValueError(
             f"chrono_: sequences of {steps} steps need no long memory. Expected steps >= 3, the length of the "

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unvanish.torch.init.checks import check_batch, check_generator, check_model, check_positive
 from unvanish.torch.init.classic import orthogonal_
 from unvanish.torch.init.layers import layers_of
 from unvanish.torch.init.matrices import wide
@@ -35,7 +36,8 @@ def lsuv_(
         generator: source of randomness; torch's global one where not given.
 
     Raises:
-        ValueError: no weight to initialise, or an unknown name in ``keep``.
+        ValueError: no weight to initialise, an empty batch or NaN or Inf in it, std not above 0, or an unknown name in
+                ``keep``.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 30), nn.ReLU(), nn.Linear(30, 20))
@@ -46,6 +48,10 @@ def lsuv_(
 
     Source: Mishkin and Matas 2016 (arXiv:1511.06422), algorithm 1; one pass suffices: a layer is linear in its weight.
     """
+    check_model("lsuv_", model)
+    check_generator("lsuv_", generator)
+    check_positive("lsuv_", "std", std, "the standard deviation of every layer's output")
+    check_batch("lsuv_", batch)
     model = watched(model)
     orthogonal_(model, keep=keep, generator=generator)
     layers = layers_of(trace(model, batch), model, protected(model, keep))

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from unvanish.torch.init.checks import check_batch, check_model, check_positive
 from unvanish.torch.init.gates import sequence_length
 from unvanish.torch.init.guess import guessed_inputs
 from unvanish.torch.init.layers import layers_of
@@ -49,8 +50,12 @@ def learning_rate(model: nn.Module, batch: Any = None, *, c: float | None = None
     Source: measured on plain networks of 10 to 10,000 layers (`benchmarks/init_depth.py`); the same scaling in width
     as Yang et al. 2022 (arXiv:2203.03466), table 3.
     """
+    check_model("learning_rate", model)
+    if c is not None:
+        check_positive("learning_rate", "c", c, "the factor on 1 / (fan_in depth)")
     model = watched(model)
     inputs = guessed_inputs(model) if batch is None else batch
+    check_batch("learning_rate", inputs)
     wiring = trace(model, inputs)
     fans = [layer.layout.fans[0] for layer in layers_of(wiring, model, set()).values()]
     plan = make_plan(wiring, model, set(), "auto")

@@ -12,7 +12,8 @@ from torch.nn.utils import parametrize
 
 from unvanish.torch.init.matrices import Layout
 
-Keep = Iterable[str | nn.Module | nn.Parameter]
+Kept = str | nn.Module | Tensor
+Keep = Kept | Iterable[Kept]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,26 +39,51 @@ def protected(model: nn.Module, keep: Keep) -> set[int]:
     """Ids of the parameters that must stay: frozen ones, and what the user names, by name, module or tensor.
 
     Raises:
-        ValueError: a name that the model does not have.
+        ValueError: something that the model does not have, or that is no name, module or parameter.
     """
     kept = {id(p) for p in model.parameters() if not p.requires_grad}
     parameters, modules = dict(model.named_parameters(remove_duplicate=False)), dict(model.named_modules())
-    for item in keep:
-        if isinstance(item, nn.Module):
-            kept |= {id(p) for p in item.parameters()}
-        elif not isinstance(item, str):
-            kept.add(id(item))
-        elif item in parameters:
-            kept.add(id(parameters[item]))
-        elif item in modules:
-            kept |= {id(p) for p in modules[item].parameters()}
+    own = {id(p) for p in parameters.values()}
+    for item in _items(keep):
+        if isinstance(item, str):
+            found = [parameters[item]] if item in parameters else _parameters(modules.get(item))
         else:
-            raise ValueError(
-                f"keep: the model has no parameter or module named {item!r}. "
-                "Expected names as in model.named_parameters() or model.named_modules(). "
-                f"Its first ones are {', '.join(list(parameters)[:4])}."
-            )
+            found = [item] if isinstance(item, Tensor) else _parameters(item)
+        inside = item in modules if isinstance(item, str) else any(item is module for module in modules.values())
+        if not (inside or found) or not own.issuperset(map(id, found)):
+            raise ValueError(_unknown(item, list(parameters)))
+        kept |= {id(p) for p in found}
     return kept
+
+
+def _items(keep: Keep) -> list[Kept]:
+    if isinstance(keep, (str, nn.Module, Tensor)):
+        return [keep]
+    if not isinstance(keep, Iterable):
+        raise ValueError(
+            f"keep={keep!r} says nothing to keep. Expected names, modules or parameters of the model, one or several. "
+            "Leave keep out to keep only what is frozen."
+        )
+    return list(keep)
+
+
+def _parameters(module: object) -> list[Tensor]:
+    return list(module.parameters()) if isinstance(module, nn.Module) else []
+
+
+def _unknown(item: object, names: list[str]) -> str:
+    if isinstance(item, str):
+        what = f"parameter or module named {item!r}"
+    elif isinstance(item, Tensor):
+        what = f"parameter that is this tensor of shape {tuple(item.shape)}"
+    elif isinstance(item, nn.Module):
+        what = f"module that is this {type(item).__name__}"
+    else:
+        what = f"parameter or module {item!r}"
+    return (
+        f"keep: the model has no {what}. Expected names as in model.named_parameters() or model.named_modules(), or "
+        f"these parameters and modules themselves. Its first names are {', '.join(names[:4])}."
+    )
 
 
 def watched(model: nn.Module) -> nn.Module:
