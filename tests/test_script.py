@@ -359,6 +359,12 @@ def same_without_training(habit: str) -> Ran:
     return ran
 
 
+def test_layers_that_each_forward_pass_builds_anew_are_found() -> None:
+    (diagnosis,) = same("habits.py", "built").diagnoses
+    root = diagnosis.findings[0]
+    assert (root.cause, root.where[0]) == ("disconnected", "made in forward [16, 16]")
+
+
 def test_gradients_that_pile_up_are_noted() -> None:
     (diagnosis,) = same("habits.py", "piling").diagnoses
     assert "at 4 of the 4 later steps looked at .grad still held the gradients of earlier steps" in diagnosis.notes[-1]

@@ -301,3 +301,67 @@ def test_batches_of_another_shape_are_named() -> None:
         diagnose(model, F.cross_entropy, [(x, y), (x[:, :50], y)], adam(model))
     assert "(64, 50), (64,)" in caught.value.__notes__[0]
     assert "(64, 64), (64,)" in caught.value.__notes__[0]
+
+
+class Handmade(nn.Module):
+    """A middle layer that the optimizer cannot know, in the ways people write one."""
+
+    def __init__(self, habit: str) -> None:
+        super().__init__()
+        self.habit, self.first, self.last = habit, nn.Linear(64, 64), nn.Linear(64, 10)
+        self.kept = nn.Parameter(torch.randn(64, 64) / 8).double().float()  # as .to(device) makes one
+        self.store = {"middle": [nn.Parameter(torch.randn(64, 64) / 8) * 1.0]}
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x).relu()
+        if self.habit == "built in forward":
+            return self.last(nn.Linear(64, 64)(hidden).relu())  # type: ignore[no-any-return]
+        middle = self.kept if self.habit == "kept" else self.store["middle"][0]
+        return self.last((hidden @ middle).relu())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("habit", "where"),
+    [
+        ("built in forward", ("made in forward [64, 64]", "made in forward [64]")),
+        ("kept", ("kept",)),
+        ("in a dict", ("store['middle'][0]",)),
+    ],
+)
+def test_weights_that_no_optimizer_can_know(habit: str, where: tuple[str, ...]) -> None:
+    model = Handmade(habit)
+    assert not model.kept.is_leaf
+    found = root(diagnose(model, F.cross_entropy, digits(), adam(model)))
+    assert (found.cause, found.where) == ("disconnected", where)
+
+
+class Remembering(nn.Module):
+    """Goes on from the last state, as stateful LSTMs do, and keeps what it put out with its graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.last = nn.LSTM(8, 32, batch_first=True), nn.Linear(32, 10)
+        self.state: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, self.state = self.rnn(
+            x.view(-1, 8, 8), None if self.state is None else tuple(map(Tensor.detach, self.state))
+        )
+        return self.last(out[:, -1])  # type: ignore[no-any-return]
+
+
+def test_kept_results_of_an_earlier_pass_are_no_weights() -> None:
+    model = Remembering()
+    model(digits()[0][0])
+    assert model.state is not None
+    assert model.state[0].grad_fn is not None
+    assert diagnose(model, F.cross_entropy, digits(), adam(model, 3e-3)).healthy
+
+
+def test_another_networks_weights_in_the_loss_are_its_own_affair() -> None:
+    judge, model = nn.Linear(10, 1), mlp()
+
+    def fools(fake: Tensor, _: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(judge(fake), torch.ones(len(fake), 1))
+
+    assert diagnose(model, fools, digits(), adam(model)).healthy

@@ -42,6 +42,27 @@ def retain():
     return model, loss
 
 
+def built():
+    """A layer that forward() builds anew each time."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 16), nn.Linear(16, 2)
+
+        def forward(self, x):
+            return self.last(nn.Linear(16, 16)(self.first(x).relu()).relu())
+
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = model(torch.randn(8, 4)).pow(2).mean()
+        loss.backward()
+        optimizer.step()
+    return model, loss
+
+
 def loader():
     """DataLoader workers."""
     from torch.utils.data import DataLoader, TensorDataset

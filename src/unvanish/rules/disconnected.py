@@ -127,8 +127,9 @@ class Disconnected(AbstractRule):
             0.95,
             f"{len(lost)} weights take part in the loss but are not among model.parameters() "
             f"({', '.join(p.name for p in lost[:4])}), so no optimizer step ever moves them. Expected: layers that the model has "
-            "registered, which a plain Python list or dict does not do. Use nn.ModuleList, nn.ModuleDict or nn.ParameterList.",
-            "put the layers into nn.ModuleList or nn.ModuleDict",
+            "registered: none in a plain Python list or dict, none built in forward(), no tensor made of a Parameter. "
+            "Use nn.ModuleList, nn.ModuleDict or nn.ParameterList, and build them in __init__().",
+            "put the layers into nn.ModuleList or nn.ModuleDict, in __init__()",
         )
 
     def _not_in_optimizer(self, flow: Flow) -> Finding | None:

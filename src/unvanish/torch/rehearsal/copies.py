@@ -13,7 +13,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from unvanish.torch.probe.scopes import tensors_in
 from unvanish.torch.rehearsal.portable import follow, portable
+from unvanish.torch.views.strangers import made_of
 
 
 class Working(NamedTuple):
@@ -79,11 +81,8 @@ def working_copy(model: nn.Module, optimizer: Optimizer | None, loss: tuple[Any,
     """
     plain = getattr(model, "_orig_mod", model)  # torch.compile's wrapper: the copy runs eager
     memo: dict[int, Any] = {}
-    for module in plain.modules():
-        for value in vars(module).values():
-            if isinstance(value, torch.Tensor) and value.grad_fn is not None:
-                memo[id(value)] = value.detach().clone()  # left by weight_norm and the like; not copyable as it is
     try:
+        _cut_off(plain, memo)
         copied = memo[id(model)] = copy.deepcopy(plain, memo)
         stepper = copy.deepcopy(optimizer, memo)
         _complete(optimizer, stepper, memo)
@@ -100,6 +99,19 @@ def working_copy(model: nn.Module, optimizer: Optimizer | None, loss: tuple[Any,
     for group in () if stepper is None else warming_up(stepper):
         group["lr"] = group["initial_lr"]
     return Working(copied, stepper, losses)
+
+
+def _cut_off(model: nn.Module, memo: dict[int, Any]) -> None:
+    """Copy the results of ops that modules keep, which Python cannot: weight_norm's weight, an LSTM's last state.
+
+    A weight made of a Parameter that nobody has stays one.
+    """
+    own = {id(p) for p in model.parameters()}
+    for module in model.modules():
+        for value in tensors_in(vars(module)):
+            if value.grad_fn is not None:
+                weight = not own.issuperset(map(id, made_of(value)))
+                memo[id(value)] = value.detach().clone().requires_grad_(weight)
 
 
 def warming_up(optimizer: Optimizer) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ from unvanish.torch.rehearsal.objective import Objective, check_program, fresh
 from unvanish.torch.rehearsal.rehearse import find_birth, rehearse
 from unvanish.torch.views.cuts import confirmed
 from unvanish.torch.views.observe import Observation, observe
+from unvanish.torch.views.parameters import view_newborn
 from unvanish.torch.views.rank import stable_rank
 from unvanish.types import Flow, OptimizerView, Parameter, Site
 
@@ -154,6 +155,7 @@ def _probe(
     for parameter in work.model.parameters():
         parameter.grad = None
     second = observe(work.model, work.optimizer, trained, fresh(held[1]))
+    first = replace(first, parameters=(*first.parameters, *view_newborn(first.strangers, second.strangers)))
     return first, merge_units(first.sites, first.units, second.units)
 
 

@@ -12,6 +12,7 @@ from unvanish.torch.run.roots import Roots
 from unvanish.torch.run.track import Track
 from unvanish.torch.run.watch import ByHand
 from unvanish.torch.views.observe import Observation
+from unvanish.torch.views.parameters import view_newborn
 from unvanish.types import Cut, Flow, NonFinite, OptimizerView, Parameter, Site, Snapshot
 
 _Plain = TypeVar("_Plain")
@@ -24,7 +25,7 @@ def assemble(track: Track, others: list[Track], roots: Roots) -> Flow:
     sites = _merged(first.seen, later[0].seen if later else None)
     flow = Flow(
         sites=sites,
-        parameters=keep.parameters(first.seen),
+        parameters=(*keep.parameters(first.seen), *_newborn(track)),
         loss=first.seen.loss,
         times=first.seen.times,
         inputs=first.seen.inputs,
@@ -66,6 +67,12 @@ class _Mine:
             return False
         root = self._root_of(parameter.name)
         return root in self._roots or (root not in self._foreign_roots and bool(parameter.used))
+
+
+def _newborn(track: Track) -> tuple[Parameter, ...]:
+    """Weights that the first two looks met, and that were others each time."""
+    first, second = (*(look.seen.strangers for look in track.seen[:2]), (), ())[:2]
+    return view_newborn(first, second)
 
 
 def _merged(first: Observation, second: Observation | None) -> tuple[Site, ...]:

@@ -21,6 +21,7 @@ from unvanish.torch.run.trial import Trial
 from unvanish.torch.run.window import Seen, gradient_norms
 from unvanish.torch.views.observe import Observation
 from unvanish.torch.views.parameters import Updates, view_parameters, with_updates
+from unvanish.torch.views.strangers import nobodys
 from unvanish.types import NonFinite, OptimizerView, Parameter, Step
 
 _TRIES = 5  # steps that showed no backward pass before the next look is put off
@@ -163,7 +164,10 @@ class Track:
             "clip": used / after if alike else None,
             "scale": source.scale,
         }
-        self.looks.append(Look(self.count, _observation(source, parameters)))
+        seen = _observation(source, parameters)
+        if len(self.looks) < 2:  # to be compared: made in each forward pass anew, or another network's?
+            seen = replace(seen, strangers=nobodys(source.leaves, source.calls, names, optimizer))
+        self.looks.append(Look(self.count, seen))
         return self.looks[-1]
 
     def _look_at(

@@ -20,6 +20,7 @@ from unvanish.torch.views.cuts import find_cuts
 from unvanish.torch.views.inputs import view_inputs
 from unvanish.torch.views.losses import view_loss
 from unvanish.torch.views.parameters import view_parameters
+from unvanish.torch.views.strangers import nobodys
 from unvanish.types import Cut, InputView, LossView, Parameter, Site, TimeProfile
 
 
@@ -35,6 +36,7 @@ class Observation:
     inputs: tuple[InputView, ...]
     cuts: tuple[Cut, ...]
     batch_size: int | None
+    strangers: tuple[nn.Parameter, ...] = ()
 
 
 def observe(model: nn.Module, optimizer: Optimizer | None, objective: Objective, batch: Any) -> Observation:
@@ -84,7 +86,8 @@ def finish(
             torch.autograd.backward(loss)
     named = {clean(name): p for name, p in model.named_parameters()}
     parameters = view_parameters(named, graph, probe.scopes, names, optimizer)
+    strangers = nobodys(graph.leaves, probe.scopes.calls, names, optimizer) if graph is not None else ()
     sites, units = probe.sites() if graph is not None else ((), {})
     times = probe.times.profiles(sites)
     size = probe.scopes.batch_size
-    return Observation(sites, units, parameters, before.loss, times, before.inputs, before.cuts, size)
+    return Observation(sites, units, parameters, before.loss, times, before.inputs, before.cuts, size, strangers)

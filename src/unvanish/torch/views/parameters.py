@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -16,11 +16,18 @@ from unvanish.torch.probe.norms import Norms, dense, log, norms
 from unvanish.torch.probe.probe import LOW_PRECISION
 from unvanish.torch.probe.rows import duplicate_rows, shares
 from unvanish.torch.probe.scopes import Scopes
+from unvanish.torch.views.strangers import held
 from unvanish.types import Parameter
 
-__all__ = ["Updates", "duplicate_rows", "is_low_precision", "log_norm", "view_parameters", "with_updates"]
-
-_NESTED = 4  # lists in lists in lists are looked through, no deeper
+__all__ = [
+    "Updates",
+    "duplicate_rows",
+    "is_low_precision",
+    "log_norm",
+    "view_newborn",
+    "view_parameters",
+    "with_updates",
+]
 
 
 def view_parameters(
@@ -30,7 +37,7 @@ def view_parameters(
     leaves = {} if graph is None else graph.leaves
     listed = None if optimizer is None else {id(p) for group in optimizer.param_groups for p in group["params"]}
     unknown = {key: leaf for key, leaf in leaves.items() if key not in names.parameters}
-    strays = {path: unknown[key] for key, path in _held(scopes, unknown).items()}
+    strays = {path: unknown[key] for key, path in held(scopes.calls, unknown).items()}
     used = _used(scopes) | {id(p) for p in strays.values()}
     numbers = _measure([*named.values(), *strays.values()])
     views: list[Parameter] = []
@@ -42,30 +49,18 @@ def view_parameters(
     return tuple(views)
 
 
-def _held(scopes: Scopes, unknown: dict[int, Tensor]) -> dict[int, str]:
-    """Weights the model holds without having registered them: id -> path, such as ``blocks[0].weight``.
+def view_newborn(weights: Sequence[nn.Parameter], others: Sequence[nn.Parameter]) -> tuple[Parameter, ...]:
+    """Describe weights that each forward pass makes anew: strangers of one pass that the next had others in place of.
 
-    A leaf that no attribute of the model leads to is data that asks for a gradient (a PINN's points), not a weight.
+    Where both met the same one it is another network's, such as a GAN's discriminator in the generator's loss.
     """
-    found: dict[int, str] = {}
-    for call in scopes.calls if unknown else ():
-        for attribute, value in vars(call.module).items():
-            if not attribute.startswith("_"):
-                prefix = f"{call.name}.{attribute}" if call.name else attribute
-                found.update({key: path for key, path in _leaves(prefix, value) if key in unknown})
-    return found
-
-
-def _leaves(path: str, value: object, depth: int = 0) -> Iterator[tuple[int, str]]:
-    """Tensors inside modules, lists and dicts, with the Python expression that leads to them."""
-    if isinstance(value, Tensor):
-        yield id(value), path
-    elif isinstance(value, nn.Module):
-        yield from ((id(p), f"{path}.{name}") for name, p in value.named_parameters())
-    elif isinstance(value, dict | list | tuple) and depth < _NESTED:
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, part in items:
-            yield from _leaves(f"{path}[{key!r}]", part, depth + 1)
+    if not others or not set(map(id, weights)).isdisjoint(map(id, others)):
+        return ()
+    numbers = _measure(list(weights))
+    views = (
+        _view("", p, n, reached=True, in_optimizer=False, used=True) for p, n in zip(weights, numbers, strict=True)
+    )
+    return tuple(replace(view, name=f"made in forward {list(view.shape)}", registered=False) for view in views)
 
 
 def _used(scopes: Scopes) -> set[int]:
