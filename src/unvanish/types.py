@@ -159,7 +159,7 @@ class LossView:
     """What the loss reads and what a predictor that ignores its input would reach on the same targets.
 
     ``kind`` is the framework's loss op ("cross_entropy", "nll", "mse", "l1", "smooth_l1", "huber", "bce",
-    "bce_with_logits", "other"); ``floor`` the best loss of a constant prediction (class prior, mean, median);
+    "bce_with_logits", "kl_div", "other"); ``floor`` the best loss of a constant prediction (class prior, mean, median);
     ``feeding`` the op whose output the loss reads ("softmax", "sigmoid", "relu", "linear"...);
     ``reduction`` "mean", "sum", "none" or None; ``broadcast`` two shapes that silently broadcast to a larger
     one inside the loss; ``requires_grad`` = backward from it leads anywhere; ``parts`` = (kind, feeding op) of every

@@ -365,3 +365,25 @@ def test_another_networks_weights_in_the_loss_are_its_own_affair() -> None:
         return F.binary_cross_entropy_with_logits(judge(fake), torch.ones(len(fake), 1))
 
     assert diagnose(model, fools, digits(), adam(model)).healthy
+
+
+@pytest.mark.parametrize("reduction", ["batchmean", "sum", "mean"])
+@pytest.mark.parametrize("fed", [torch.softmax, torch.log_softmax])
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides")
+def test_kl_div_takes_log_probabilities(fed: Callable[[Tensor, int], Tensor], reduction: str) -> None:
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        target = 0.9 * F.one_hot(labels, 10) + 0.01  # smoothed labels
+        return F.kl_div(fed(logits, -1), target, reduction=reduction)
+
+    model = mlp()
+    diagnosis = diagnose(model, loss, digits(), adam(model, 3e-3))
+    found = [(finding.cause, finding.where[0]) for finding in diagnosis.findings]
+    assert found == ([] if fed is torch.log_softmax else [("loss-mismatch", "loss")])
+
+
+def test_a_weighted_sum_of_probabilities_is_no_divergence() -> None:
+    def expected_error(logits: Tensor, labels: Tensor) -> Tensor:
+        return (1 - (logits.softmax(-1) * F.one_hot(labels, 10)).sum(-1)).mean()
+
+    model = mlp()
+    assert diagnose(model, expected_error, digits(), adam(model, 3e-3)).healthy

@@ -23,8 +23,8 @@ class LossMismatch(AbstractRule):
 
     Cross-entropy takes raw logits and applies log-softmax itself; a softmax before it squashes all logits into [0, 1],
     so that even a perfect answer keeps a loss of ln(1 + (C-1)/e) and the gradient through the first softmax is small.
-    The same holds for a sigmoid before BCEWithLogits.  NLLLoss takes log-probabilities, over the classes and not
-    over the batch; binary cross-entropy takes targets in [0, 1].  Predictions of shape (n, 1) against targets of
+    The same holds for a sigmoid before BCEWithLogits.  NLLLoss and KLDivLoss take log-probabilities, over the classes
+    and not over the batch; binary cross-entropy takes targets in [0, 1].  Predictions of shape (n, 1) against targets of
     shape (n,) broadcast to (n, n): every prediction is pulled to the mean of all targets.  Targets outside the
     range of the last activation can never be met.  MSE on a saturated sigmoid has slope p(1-p) near zero.  So has
     log(1 - D(G(z))) where D is sure (Goodfellow et al. 2014, section 3).  A sum instead of a mean multiplies the
@@ -94,6 +94,14 @@ class LossMismatch(AbstractRule):
                 "no lower bound and its gradient does not depend on how wrong the answer is. Use CrossEntropyLoss on "
                 "the logits, or log_softmax before NLLLoss.",
                 "use CrossEntropyLoss on raw logits",
+            )  # fmt: skip
+
+        if kind == "kl_div" and feeding in ("softmax", "sigmoid", "linear"):
+            yield self._finding(
+                flow, 0.93, f"KLDivLoss is given the output of a {feeding}. It expects log-probabilities first and probabilities "
+                "second; as it is, the loss is no divergence and does not end at equal distributions. Use "
+                "F.kl_div(F.log_softmax(logits, dim=-1), target).",
+                "give KLDivLoss log_softmax of the logits",
             )  # fmt: skip
 
     def _shapes(self, flow: Flow) -> Iterator[Finding]:
@@ -203,6 +211,7 @@ class LossMismatch(AbstractRule):
             ("cross_entropy", "linear"),
             ("cross_entropy", "log_softmax"),
             ("nll", "log_softmax"),
+            ("kl_div", "log_softmax"),
             ("bce", "sigmoid"),
         ]
         flows = [replace(base, loss=replace(base.loss, kind=kind, feeding=op)) for kind, op in fed]
@@ -222,6 +231,7 @@ class LossMismatch(AbstractRule):
             replace(loss, feeding="softmax"),
             replace(loss, kind="bce_with_logits", feeding="sigmoid"),
             replace(loss, kind="nll", feeding="softmax"),
+            replace(loss, kind="kl_div", feeding="softmax"),
             replace(loss, kind="mse", broadcast=((64, 1), (64,))),
             replace(loss, kind="mse", feeding="sigmoid", target_range=(-2.0, 3.0)),
             replace(loss, kind="mse", feeding="sigmoid", output_saturated=0.95),

@@ -14,6 +14,7 @@ from torch import Tensor
 from unvanish.torch.probe.activations import readable
 from unvanish.torch.probe.graph import Graph, Vertex
 from unvanish.torch.probe.moments import moments
+from unvanish.torch.views.divergences import divergence
 from unvanish.torch.views.floors import Reading, constant_loss, floor_by_value, floor_of, soft_floor
 from unvanish.types import LossView
 
@@ -79,6 +80,9 @@ def _by_hand(view: LossView, root: Vertex | None, output: Tensor | None, target:
         return replace(
             view, kind="cross_entropy", floor=floor, normalized_axis=_axis(feeding), **_fed(_site_below(feeding))
         )
+    given = divergence(root)
+    if given is not None and given.op != "log_softmax":
+        return replace(view, kind="kl_div", **_fed(given))
     guess = floor_by_value(view.value, output, target)
     return view if guess is None else replace(view, kind=guess[0], reduction=guess[1], floor=guess[2])
 
