@@ -12,7 +12,7 @@ _REDUCTIONS = ("mean", "sum", "div", "mul")
 
 
 def divergence(root: Vertex | None) -> Vertex | None:
-    """What KLDivLoss takes for log-probabilities q in its sum of p ln p - p q (p is constant); None: it is no such loss.
+    """What KLDivLoss takes for log-probabilities q in its sum of p ln p - p q, p constant; None: no such loss.
 
     The graph shows constant - p q before the reductions, with p a distribution over the last axis or the classes.
     """
