@@ -233,10 +233,41 @@ def test_complex_weights() -> None:
     torch.testing.assert_close(p.detach(), torch.tensor([[1 - 1j, -1 + 1j]], dtype=torch.complex64))
 
 
+def test_a_model_names_its_layers_weights() -> None:
+    """Embeddings, positions and norms are left; frozen layers need not be in the optimizer; a shared weight is one."""
+    net = nn.ModuleDict(
+        {
+            "words": nn.Embedding(5, 6),
+            "attention": nn.MultiheadAttention(6, 2, add_bias_kv=True),
+            "lstm": nn.LSTM(6, 6, proj_size=2),
+            "frozen": nn.Linear(6, 6).requires_grad_(False),
+            "head": nn.Linear(6, 6),
+        }
+    )
+    net["tied"] = nn.Linear(6, 6)
+    net["tied"].weight = net["head"].weight
+    net.register_parameter("positions", nn.Parameter(torch.zeros(3, 6)))
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=1.0)
+    CenteredUpdates(optimizer, net)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    for p in net.parameters():
+        p.grad = torch.ones_like(p) if p.requires_grad else None  # a mean, and nothing else
+    optimizer.step()
+    stayed = {name for name, p in net.named_parameters() if torch.equal(p, before[name])}
+    assert stayed == {
+        "attention.in_proj_weight", "attention.out_proj.weight", "lstm.weight_ih_l0", "lstm.weight_hh_l0",
+        "lstm.weight_hr_l0", "head.weight", "frozen.weight", "frozen.bias",
+    }  # fmt: skip
+
+
 def test_refuses_what_it_cannot_center() -> None:
     with pytest.raises(ValueError, match=r"got a list.*Expected a torch.optim.Optimizer.*Build one"):
         CenteredUpdates([nn.Parameter(torch.zeros(2, 2))])  # type: ignore[arg-type]
     net = model()
-    for wrong in (net[0].bias, nn.Parameter(torch.zeros(2, 2))):
-        with pytest.raises(ValueError, match="cannot be centred"):
-            CenteredUpdates(torch.optim.SGD(net.parameters(), lr=1.0), [wrong])
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    for wrong in ([net[0].bias], [nn.Parameter(torch.zeros(2, 2))], ["0.weight"], "0.weight", 3, net[3].weight):
+        with pytest.raises(ValueError, match=r"cannot be centred.*Expected a model, or.*Leave biases"):
+            CenteredUpdates(optimizer, wrong)  # type: ignore[arg-type]
+    for empty in ([], net[4], model()):
+        with pytest.raises(ValueError, match=r"nothing to centre.*Expected weights of.*Build the optimizer"):
+            CenteredUpdates(optimizer, empty)

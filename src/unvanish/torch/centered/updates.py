@@ -1,4 +1,4 @@
-"""Centred updates: an optimizer that moves each unit's weights without moving their mean."""
+"""The wrapper around an optimizer."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-__all__ = ["CenteredUpdates"]
+from unvanish.torch.centered.fans import Fan, fans_of, rows_of
 
 
 class CenteredUpdates(Optimizer):
@@ -30,8 +30,10 @@ class CenteredUpdates(Optimizer):
 
     Args:
         optimizer: the optimizer to wrap; step and zero_grad this one from then on.
-        parameters: whose updates to centre; all with two axes or more where not given. Axis 0 has the output units, as
-            in linear and convolution weights; leave out embeddings and transposed convolutions.
+        parameters: whose updates to centre: a model, for the weights of its linear, convolution, recurrent and
+            attention layers, or parameters with two axes or more, output units first. All such parameters where not
+            given. Give the model where it has embeddings, or transposed convolutions: of these the output units are
+            on axis 1, and with a stride the places of the kernel that meet in one output are centred together.
 
     Raises:
         ValueError: not an optimizer, or a parameter that it does not have or that has one axis only.
@@ -47,26 +49,29 @@ class CenteredUpdates(Optimizer):
     Source: Yong et al. 2020 (arXiv:2004.01461), gradient centralisation, here on both sides of the preconditioner.
     """
 
-    def __init__(self, optimizer: Optimizer, parameters: Iterable[Tensor] | None = None) -> None:
+    def __init__(self, optimizer: Optimizer, parameters: nn.Module | Iterable[Tensor] | None = None) -> None:
         if not isinstance(optimizer, Optimizer):
             raise ValueError(
                 f"CenteredUpdates got a {type(optimizer).__name__}. Expected a torch.optim.Optimizer. "
                 "Build one first: CenteredUpdates(torch.optim.RMSprop(model.parameters()))."
             )
         self.inner = optimizer
-        self._chosen = None if parameters is None else self._checked(list(parameters))
-        self._before: list[tuple[Tensor, Tensor]] = []
+        self._chosen = None if parameters is None else self._fans(parameters)
+        self._before: list[tuple[Fan, list[Tensor]]] = []
         self._listen()
 
-    def _checked(self, parameters: list[Tensor]) -> list[Tensor]:
+    def _fans(self, parameters: nn.Module | Iterable[Tensor]) -> list[Fan]:
         known = {id(p) for group in self.inner.param_groups for p in group["params"]}
-        for p in parameters:
-            if id(p) not in known or p.ndim < 2:
-                raise ValueError(
-                    f"CenteredUpdates: a parameter of shape {tuple(p.shape)} cannot be centred. Expected parameters of "
-                    "the wrapped optimizer with at least two axes, output units first. Leave biases and norms out."
-                )
-        return parameters
+        if isinstance(parameters, nn.Module):  # its frozen layers need not be in the optimizer
+            fans = [fan for fan in fans_of(parameters) if id(fan.weight) in known]
+        else:
+            fans = rows_of(_checked(parameters, known))
+        if not fans:
+            raise ValueError(
+                "CenteredUpdates: nothing to centre is among the wrapped optimizer's parameters. Expected weights of "
+                "linear, convolution, recurrent or attention layers. Build the optimizer of this model's parameters()."
+            )
+        return fans
 
     def _listen(self) -> None:
         """Work inside the wrapped optimizer's step: other hooks on it run once, and see the centred weights."""
@@ -75,7 +80,7 @@ class CenteredUpdates(Optimizer):
 
     def _before_step(self, _: Optimizer, args: Any, kwargs: Any) -> Any:
         self._center_gradients()
-        self._before = [(p, _row_means(p)) for p in self._centered()]
+        self._before = [(fan, fan.means()) for fan in self._centered()]
         return tuple(map(self._centering, args)), {name: self._centering(value) for name, value in kwargs.items()}
 
     def _centering(self, argument: Any) -> Any:
@@ -92,20 +97,21 @@ class CenteredUpdates(Optimizer):
 
     @torch.no_grad()
     def _center_gradients(self) -> None:
-        for p in self._centered():
-            if p.grad is not None and not p.grad.is_sparse:
-                p.grad.sub_(p.grad.mean(dim=tuple(range(1, p.ndim)), keepdim=True))
+        for fan in self._centered():
+            gradient = fan.weight.grad
+            if gradient is not None and not gradient.is_sparse:
+                fan.center_(gradient)
 
     @torch.no_grad()
     def _after_step(self, *_: Any) -> None:
-        for p, before in self._before:
-            p.sub_((_row_means(p) - before).to(p.dtype))
+        for fan, means in self._before:
+            fan.put_back_(means)
         self._before = []
 
-    def _centered(self) -> list[Tensor]:
+    def _centered(self) -> list[Fan]:
         if self._chosen is not None:
             return self._chosen
-        return [p for group in self.inner.param_groups for p in group["params"] if p.ndim >= 2]
+        return rows_of(p for group in self.inner.param_groups for p in group["params"] if p.ndim >= 2)
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One step of the wrapped optimizer, centred; returns what that returns."""
@@ -141,9 +147,13 @@ class CenteredUpdates(Optimizer):
         self._listen()
 
 
-def _row_means(p: Tensor) -> Tensor:
-    """Mean over each unit's weights, accurate enough that differences of two are: weights are far above updates."""
-    wide = torch.complex128 if p.is_complex() else torch.float64
-    if p.device.type == "mps":  # has no float64
-        wide = torch.float32
-    return p.detach().mean(dim=tuple(range(1, p.ndim)), keepdim=True, dtype=wide)
+def _checked(parameters: Iterable[Tensor], known: set[int]) -> list[Tensor]:
+    chosen = list(parameters) if isinstance(parameters, Iterable) else [parameters]
+    for p in chosen:
+        if not isinstance(p, Tensor) or id(p) not in known or p.ndim < 2:
+            what = f"a parameter of shape {tuple(p.shape)}" if isinstance(p, Tensor) else f"a {type(p).__name__}"
+            raise ValueError(
+                f"CenteredUpdates: {what} cannot be centred. Expected a model, or parameters of the wrapped optimizer "
+                "with at least two axes, output units first. Leave biases and norms out."
+            )
+    return chosen
