@@ -110,7 +110,7 @@ def train(args: argparse.Namespace, act: str, init: str, seed: int, conv: bool) 
         warnings.simplefilter("ignore")  # a failed vital sign is what some rows are about
         INITS[init](model, data.x[:256], act)
     init_seconds = time.process_time() - start
-    rate = learning_rate(model, data.x[:2], c=args.c)
+    rate = learning_rate(model, data.x[:2], c=args.c, centered=args.centered)
     inner: Optimizer = torch.optim.RMSprop(model.parameters(), lr=rate)
     optimizer = CenteredUpdates(inner) if args.centered else inner
     batches, accuracies, seconds = data.batches(args.batch, seed), [], 0.0

@@ -348,20 +348,24 @@ def test_learning_rate() -> None:
 @pytest.mark.parametrize(
     ("act", "depth"), [(nn.Tanh, 3), (nn.Tanh, 200), (nn.Sigmoid, 100), (nn.ReLU, 5), (nn.Mish, 100), (nn.Softsign, 40)]
 )
-def test_learning_rate_makes_up_for_the_mean_slope(act: Callable[[], nn.Module], depth: int) -> None:
+def test_learning_rate_makes_up_for_the_mean_slope_and_the_mean(act: Callable[[], nn.Module], depth: int) -> None:
     """By Monte Carlo, with autograd's derivative."""
     net, function = chain(depth, act, 20).float(), act()
     alpha, beta, *_ = operating_point(lambda u: function(torch.from_numpy(u)).numpy(), depth)
     z = torch.randn(400_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     u = (alpha * z + beta).requires_grad_()
     (slope,) = torch.autograd.grad(function(u).sum(), u)
-    assert learning_rate(net) == pytest.approx(0.5 / float(slope.abs().mean()) / (20 * depth), rel=5e-3)
+    y = function(u).detach()
+    moves = float(slope.abs().mean()) * torch.tensor([1.0, 1 + float(y.mean().abs() / y.std())])
+    assert learning_rate(net, centered=True) == pytest.approx(0.5 / float(moves[0]) / (20 * depth), rel=5e-3)
+    assert learning_rate(net) == pytest.approx(0.5 / float(moves[1]) / (20 * depth), rel=1e-2)
     assert learning_rate(net, c=1.0) == pytest.approx(1 / (20 * depth))
 
 
 @pytest.mark.parametrize(("act", "k"), [(nn.ReLU, 1.0), (nn.GELU, 1.0), (lambda: nn.LeakyReLU(0.5), 1.5)])
 def test_learning_rate_of_mirrored_pairs(act: Callable[[], nn.Module], k: float) -> None:
-    assert learning_rate(chain(100, act, 20).float()) == pytest.approx(1 / k / (20 * 100))
+    for centered in (False, True):  # the means of a pair cancel
+        assert learning_rate(chain(100, act, 20).float(), centered=centered) == pytest.approx(1 / k / (20 * 100))
 
 
 def test_the_same_map_learns_the_same_at_the_rate_for_its_slope() -> None:
@@ -373,12 +377,26 @@ def test_the_same_map_learns_the_same_at_the_rate_for_its_slope() -> None:
     for net in (tanh, sigmoid):
         operating_point_(net, x, generator=torch.Generator().manual_seed(0))
         layer, output = net[30], net(x)
-        step = learning_rate(net, x) * centred_signs(net, layer, x)
+        step = learning_rate(net, x, centered=True) * centred_signs(net, layer, x)
         with torch.no_grad():
             layer.weight.sub_(step)
         moves.append((output.detach(), net(x).detach() - output.detach()))
     torch.testing.assert_close(moves[0][0], moves[1][0], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(moves[0][1], moves[1][1], rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("act", [nn.Sigmoid, nn.Mish, nn.Tanh])
+def test_a_step_of_one_sign_moves_no_layer_by_more_than_its_share(act: type[nn.Module]) -> None:
+    """The worst that RMSprop can do: a unit's weights all move the same way, and follow the mean of what they read."""
+    torch.manual_seed(0)
+    net, x = chain(30, act), torch.randn(256, 32, dtype=torch.float64)
+    operating_point_(net, x)
+    moved, step = net[:32], learning_rate(net, x)
+    spread, before = moved(x).std(0).mean(), moved(x)
+    with torch.no_grad():
+        net[30].weight.add_(step)
+        move = (moved(x) - before).square().mean(0).sqrt().mean() / spread
+    assert move < 0.5 / 30
 
 
 def centred_signs(net: nn.Module, layer: nn.Linear, x: Tensor) -> Tensor:

@@ -35,6 +35,11 @@ class Code:
     slope: float | None = None  # of the mirrored pair
     mean_slope: float = 1.0  # of the activation, over the inputs it gets
 
+    @property
+    def offset(self) -> float:
+        """Mean of what comes out, in its standard deviations; a mirrored pair's two means cancel."""
+        return abs(self.mean) * self.gamma
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -64,7 +69,7 @@ class Plan:
     Attributes:
         steps: by op index.
         depths: activations in every chain, longest first.
-        slopes: mean slope of every activation that a layer in a chain is set for.
+        codes: of every activation that a layer in a chain is set for.
         ends: ops that end residual branches and start at zero.
         bent: ops that end residual branches but for an activation.
         small: factor for these, one over the number of branches.
@@ -72,7 +77,7 @@ class Plan:
 
     steps: dict[int, Step]
     depths: tuple[int, ...]
-    slopes: tuple[float, ...]
+    codes: tuple[Code, ...]
     ends: frozenset[int]
     bent: frozenset[int]
     small: float
@@ -94,9 +99,8 @@ def make_plan(wiring: Wiring, model: nn.Module, kept: set[int], method: Method) 
             maker=None if before is None else before.layer.index,
         )
     depths = tuple(sorted((n for n in reading.lengths.values() if n), reverse=True))
-    slopes = tuple(code.mean_slope for code in coded.values())
     roles = reading.roles
-    return Plan(_at_first_use(steps), depths, slopes, roles.ends, roles.bent, 1 / max(1, roles.branches))
+    return Plan(_at_first_use(steps), depths, tuple(coded.values()), roles.ends, roles.bent, 1 / max(1, roles.branches))
 
 
 def _at_first_use(steps: dict[int, Step]) -> dict[int, Step]:
