@@ -23,25 +23,38 @@ def initialize_(
 ) -> Initialization:
     r"""Initialise a whole model so that signal and gradient get through, each layer as its place asks for; in place.
 
-    Plain chains of layers and activations get an operating point (:func:`operating_point_`) for the number of
-    activations that are really in a row, and mirrored weights (:func:`mirrored_`) where there are ten or more and the
-    activation allows it. The last layer of a residual branch starts at zero, layers before a norm and inside branches
-    get He weights, attention projections Xavier, recurrent layers orthogonal hidden weights, input weights for the
-    number of steps, and open gates. Norms, frozen parameters and what is in ``keep`` stay.
+    .. math:: W = \begin{cases}
+              \alpha \gamma Q & \text{in a plain chain} \\
+              \frac1k \begin{pmatrix} Q & -Q \\ -Q & Q \end{pmatrix}
+              & \text{in a long one, where } \phi(x) - \phi(-x) = k x \\
+              N(0, 1 / (\text{fan}_{in} E[h^2])) & \text{before a norm or in a branch, which reads } h \\
+              0 & \text{at the end of a residual branch} \end{cases}
+
+    with Q (semi-)orthogonal. Plain chains of layers and activations get an operating point (:func:`operating_point_`,
+    which says what alpha and gamma are, and has the biases) for the number of activations that are really in a row,
+    and mirrored weights (:func:`mirrored_`) where there are ten or more and the activation allows it; convolutions have
+    Q at the centre of the kernel. The last layer of a residual branch, or the norm that ends it, starts at zero, layers
+    before a norm and inside branches get He weights, attention projections Xavier, recurrent layers orthogonal hidden
+    weights, input weights for the number of steps, and open gates. Other norms, frozen parameters and what is in
+    ``keep`` stay.
 
     Args:
         model: any network.
-        batch: one batch of its inputs (a tensor, a tuple of positional or a mapping of keyword arguments), to trace
-            the model with and to scale its first layers to; noise of the right shape where not given.
-        keep: names, modules or parameters to leave alone, such as a pretrained encoder.
+        batch: one batch of its inputs, as (samples, ...): a tensor, a tuple of positional or a mapping of keyword
+            arguments, to trace the model with and to scale its first layers to; noise of the right shape where not
+            given. Some dozens of samples will do.
+        keep: names, modules or parameters to leave alone, such as a pretrained encoder; one or several.
         generator: source of randomness; torch's global one where not given.
 
     Returns:
         What was done, and the vital signs before and after, along the network's depth and recurrent layers' time;
-        ``.ok`` is False where one fails, None where none could be observed. Print it.
+        ``.ok`` is False where one fails (signal or gradient change by a factor of 30, samples look alike), None where
+        none could be observed. Print it. Buffers, ``.grad`` and training mode are as they were, and torch's random
+        stream, of which one number is drawn where there is no ``generator``.
 
     Raises:
-        ValueError: the batch cannot be guessed or holds NaN or Inf, or an unknown name in ``keep``.
+        ValueError: no model, or one on the meta device; the batch cannot be guessed, is empty, or holds NaN or Inf;
+            something in ``keep`` that the model does not have; no generator.
 
     Example:
         >>> layers = [m for _ in range(50) for m in (nn.Linear(32, 32), nn.Sigmoid())]
