@@ -120,9 +120,10 @@ def rmsprop_by_depth(training: Training) -> None:
     training.optimizer = RMSprop(training.model.parameters(), lr=rate)
 
 
-def centered(training: Training) -> None:
-    """Each update less its mean over a unit's weights, for activations that have a mean."""
-    training.optimizer = CenteredUpdates(training.optimizer)
+def rmsprop_centered(training: Training) -> None:
+    """6, each update less its mean over a unit's weights: sigmoid has a mean, and without it the rate may be larger."""
+    rate = training.rate * learning_rate(training.model, training.x[:BATCH], centered=True)
+    training.optimizer = CenteredUpdates(RMSprop(training.model.parameters(), lr=rate))
 
 
 Way = tuple[str, tuple[Callable[[Training], None], ...], tuple[float, ...]]
@@ -140,7 +141,7 @@ WAYS: tuple[Way, ...] = (
     ("4 Xavier + 6", (xavier, rmsprop), RMSPROP_RATES),
     ("5 batch normalisation + 6", (rmsprop, batch_norm), RMSPROP_RATES),
     ("4 operating point + 6", (operating_point, rmsprop_by_depth), RULE_FACTORS),
-    ("4 operating point + 6 + centred", (operating_point, rmsprop_by_depth, centered), RULE_FACTORS),
+    ("4 operating point + 6 + centred", (operating_point, rmsprop_centered), RULE_FACTORS),
 )
 
 

@@ -133,7 +133,6 @@ def test_a_model_that_raises_is_left_as_it_was(call: Callable[..., object]) -> N
     assert changed(model, refused)[0] == set()
 
 
-@pytest.mark.xfail(reason="wiring.trace puts back what is in a buffer, not which tensor the buffer is")
 @pytest.mark.parametrize("call", [initialize_, operating_point_, learning_rate])
 def test_buffers_that_are_replaced_are_put_back(call: Callable[..., object]) -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), Replacing(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))

@@ -63,9 +63,13 @@ def _call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 @contextmanager
 def _preserved_buffers(model: nn.Module) -> Iterator[None]:
     kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    places = [(module._buffers, dict(module._buffers)) for module in model.modules()]
     try:
         yield
     finally:
+        for now, before in places:  # a forward pass may put another tensor in a buffer's place
+            now.clear()
+            now.update(before)
         with torch.no_grad():
             for buffer, value in kept:
                 if not torch.equal(buffer, value):
