@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.console import Console
@@ -225,6 +226,20 @@ def told(results: list[Result], baseline: list[Result]) -> list[str]:
     return [*numbers, f"{mean(accuracies):.1%} ± {stdev(accuracies):.1%}", verdict]
 
 
+def alike(found: dict[str, list[Result]]) -> list[list[str]]:
+    """Ways with the same gradient at the start: their lines would hide one another."""
+    groups: list[list[str]] = []
+    for name, results in found.items():
+        start = np.log10(results[0].start)
+        near = (one for one in groups if np.allclose(np.log10(found[one[0]][0].start), start, atol=0.1))
+        group = next(near, None)
+        if group is None:
+            groups.append([name])
+        else:
+            group.append(name)
+    return groups
+
+
 def draw(found: dict[str, list[Result]], path: Path) -> None:
     """Gradient by layer at the start, and accuracy at the end."""
     import matplotlib as mpl
@@ -233,11 +248,14 @@ def draw(found: dict[str, list[Result]], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, (lines, bars) = plt.subplots(1, 2, figsize=(14, 6), layout="constrained")
-    colours = plt.get_cmap("tab20").colors
-    for place, (name, results) in enumerate(found.items()):
-        lines.semilogy(range(1, DEPTH + 2), results[0].start, color=colours[place], label=name)
+    colours = dict(zip(found, plt.get_cmap("tab20").colors, strict=False))
+    for names in alike(found):
+        start = found[names[0]][0].start
+        lines.semilogy(range(1, len(start) + 1), start, color=colours[names[0]], label="\n".join(names))
+    lines.legend(loc="lower right", fontsize="small", labelspacing=1)
+    for name, results in found.items():
         accuracies = [result.accuracy for result in results]
-        bars.barh(name, mean(accuracies), xerr=stdev(accuracies), color=colours[place])
+        bars.barh(name, mean(accuracies), xerr=stdev(accuracies), color=colours[name])
     lines.set(xlabel="layer", ylabel="norm of the weight gradient", title="At the first step (seed 0)")
     bars.set(xlabel="accuracy on held-out digits", title=f"After {STEPS} steps ({len(SEEDS)} seeds)", xlim=(0, 1))
     bars.invert_yaxis()
