@@ -34,7 +34,6 @@ UPSTREAM: tuple[Cause, ...] = (
 # faults of the program's text: nothing else explains them, so they are never a symptom
 INDEPENDENT: tuple[Cause, ...] = ("disconnected", "loss-mismatch", "symmetry", "precision")
 _SURE = 0.9  # a second finding of its own must be as certain as this
-_AT_FLOOR = 0.06  # of the constant predictor's loss: batches differ by about as much
 _FLOORS = {
     "cross_entropy": "the class frequencies; ln C where classes are balanced",
     "nll": "the class frequencies",
@@ -78,7 +77,7 @@ def _notes(flow: Flow) -> tuple[str, ...]:
     elif reached >= reading.LEARNS or floor is None or not flow.steps:
         where = "in training" if (reading.trains(flow) or 0.0) >= reached else "on one batch learnt by heart"
         notes.append(f"{100 * reached:.0f} % of the loss removed {where}")
-    elif abs(flow.steps[-1].loss - floor) < _AT_FLOOR * floor:
+    elif reading.at_floor(flow):
         notes.append(
             f"the loss stands at {flow.steps[-1].loss:.3g}: what a prediction reaches that ignores the input "
             f"({floor:.3g}, {_FLOORS.get(flow.loss.kind, 'a constant')})"

@@ -18,6 +18,7 @@ UNDEFINED = (
     *("std", "var", "std_mean", "var_mean"),  # of one sample
 )
 _PROMPT = 40  # optimizer steps on one batch that a sound network of any depth gets by with
+_AT_FLOOR = 0.06  # of the constant predictor's loss: batches differ by about as much
 _LONG = 50  # steps of the user's own training that show whether it learns
 _FAR = 1.5  # times the constant predictor's loss: more than the noise between batches
 RECTIFIERS = ("relu", "relu6", "threshold", "clamp_min", "hardswish", "hardshrink", "softshrink")
@@ -73,7 +74,15 @@ def improves(flow: Flow) -> bool | None:
     own = trains(flow) if flow.origin == "run" and len(flow.steps) >= _LONG else None
     if own is not None and flow.loss.floor is not None:
         return own >= 0.05
-    return reached >= 0.1 or decline(flow) >= 0.1
+    return not at_floor(flow) and (reached >= 0.1 or decline(flow) >= 0.1)
+
+
+def at_floor(flow: Flow) -> bool:
+    """Does the training end where a prediction stands that ignores the input, with no batch learnt by heart?"""
+    floor, reached = flow.loss.floor, progress(flow)
+    if floor is None or reached is None or reached >= LEARNS or not flow.steps:
+        return False
+    return abs(flow.steps[-1].loss - floor) < _AT_FLOOR * floor
 
 
 def converged(flow: Flow) -> bool:

@@ -48,9 +48,16 @@ class Depth(AbstractRule):
         if layers < self.layers or reading.learns_promptly(flow):
             return None
         fall = reading.fall(flow)
-        if fall is None or fall == math.inf or math.isnan(fall) or abs(fall) / layers > self.per_layer:
+        if fall is None or fall == math.inf or math.isnan(fall) or self._per_layer(flow, fall, layers) > self.per_layer:
             return None
         return self._finding(flow, layers, fall)
+
+    @staticmethod
+    def _per_layer(flow: Flow, fall: float, layers: int) -> float:
+        """Nats that each layer of the stack loses or gains: what pooling and a small head after it lose is theirs."""
+        stack = [s.log_grad_out for s in reading.body(flow)[:-1] if s.log_grad_out is not None]
+        inside = abs(stack[-1] - stack[0]) if len(stack) > 1 else math.inf
+        return min(abs(fall), inside) / layers
 
     def _finding(self, flow: Flow, layers: int, fall: float) -> Finding:
         lost = fall > self.fall

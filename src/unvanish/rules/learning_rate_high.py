@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from unvanish import reading
 from unvanish.rules import _flows, _words
-from unvanish.types import Evidence, Finding, Flow, Step
+from unvanish.types import Evidence, Finding, Flow, Snapshot, Step
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
 
@@ -18,13 +18,16 @@ class LearningRateHigh(AbstractRule):
 
     Signs: the loss rises above its start, jumps, or becomes NaN after a few steps; single updates are as large as the
     weights (healthy: 1e-4 to 1e-2 of them); rectifiers die and bounded units saturate after the first steps.  A rising or
-    jumping curve alone proves nothing: the verdict needs the same network to learn with a smaller rate, tried on a copy.
+    jumping curve alone proves nothing: the verdict needs the same network to learn with a smaller rate, tried on a copy,
+    or rectifiers that fired at the start and are dead after such steps.
 
     Cure: the learning rate times the factor that worked here; warm-up; clipping the gradient's norm.
     """
 
     update: float = 0.3
     idle: float = 0.02
+    alive: float = 0.5
+    dead: float = 0.85
     cause: ClassVar[Cause] = "learning-rate-high"
     title: ClassVar[str] = "steps so large that they destroy what was learnt"
     source: ClassVar[str] = "LeCun et al. 1998, Efficient BackProp, section 4.7; Goodfellow et al. 2016, section 11.4.1"
@@ -42,22 +45,37 @@ class LearningRateHigh(AbstractRule):
         largest = max((s.largest_update_ratio or 0.0 for s in flow.steps[:12]), default=0.0)
         wild = largest > self.update and (reading.grew(flow.steps) or flow.nonfinite is not None)
         calmed = wild and reading.relieves(flow, "learning-rate", below=1.0)
-        if helped is None and not calmed and (flow.experiments or not wild):
+        killed = largest > self.update and self._killed(flow)
+        if helped is None and not calmed and not killed and (flow.experiments or not wild):
             return None
         if reading.learns(flow) and largest < self.update:
             return None
+        factor = None if helped is None else helped.factor
+        confidence = 0.9 if factor else 0.82 if calmed or killed else 0.7
+        proof = (
+            "a smaller one keeps the loss from running away"
+            if calmed
+            else "rectifiers that fired at the start are dead after some steps of this size"
+            if killed
+            else "the loss runs away"
+        )
         given = flow.optimizer is None or flow.optimizer.given
-        return self._finding(flow, largest, None if helped is None else helped.factor, calmed) if given else None
+        return self._finding(flow, largest, factor, confidence, proof) if given else None
 
-    def _finding(self, flow: Flow, largest: float, factor: float | None, calmed: bool) -> Finding:
+    def _killed(self, flow: Flow) -> bool:
+        """Did most units of a rectifier that fired at the start never fire again?"""
+        alive = {s.label for s in flow.sites if s.op in reading.RECTIFIERS and (s.dead or 0.0) < self.alive}
+        later = [s for snapshot in flow.snapshots for s in snapshot.sites if s.label in alive]
+        return any((s.dead or 0.0) >= self.dead for s in later)
+
+    def _finding(self, flow: Flow, largest: float, factor: float | None, confidence: float, proof: str) -> Finding:
         rates = flow.optimizer.learning_rates if flow.optimizer else ()
         rate = max(rates, default=float("nan"))
-        proof = "a smaller one keeps the loss from running away" if calmed else "the loss runs away"
         proof = f"with {rate * factor:.2g} (times {factor:g}) the same network learns" if factor else proof
         return Finding(
             cause=self.cause,
             where=("optimizer",),
-            confidence=0.9 if factor else 0.82 if calmed else 0.7,
+            confidence=confidence,
             severity="high",
             evidence=(
                 Evidence("largest update / weight in one step", largest, "", "1e-4 to 1e-2"),
@@ -86,4 +104,7 @@ class LearningRateHigh(AbstractRule):
     def sick(cls) -> tuple[Flow, ...]:
         wild = tuple(Step(i, 2.3 * 3.0**i, 0.0, 2.0, 5.0) for i in range(10))
         seen = replace(_flows.plain(stuck=True), steps=wild, experiments=())
-        return (_flows.lever(_flows.plain(stuck=True), "learning-rate", 0.1), seen)
+        fired = _flows.plain(activation="relu", stuck=True)
+        killed = Snapshot(10, _flows.with_site(fired, 3, dead=0.95).sites, fired.parameters)
+        struck = replace(fired, steps=(Step(0, 2.3, 0.0, 0.1, 0.6), *fired.steps[1:]), snapshots=(killed,))
+        return (_flows.lever(_flows.plain(stuck=True), "learning-rate", 0.1), seen, struck)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from unvanish import reading
 from unvanish.rules import _flows, _words
-from unvanish.types import Evidence, Finding, Flow, Site, Snapshot
+from unvanish.types import Evidence, Finding, Flow, Moments, Site, Snapshot
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
 
@@ -19,13 +19,16 @@ class Saturation(AbstractRule):
     Split exactly: S = A_ref - A is what a layer loses against the best slope its activation could have, B what its
     weights lose against the critical ones.  Saturation is the verdict only where S dominates and the units are really
     flat (derivative below 5 % of the best); "sigmoid saturates" is usually wrong: default weights lose by B, with not
-    one saturated unit.  The wrong lever makes it worse: larger weights deepen saturation.
+    one saturated unit.  The wrong lever makes it worse: larger weights deepen saturation.  Gates are meant to saturate;
+    they count only where all are shut, nothing goes around what they multiply, and the network does not learn.
 
     Cure: recentre (bias so that the mean input is 0), shrink the weights that feed the layer, standardise the inputs,
     or normalise before the activation; where training pushed the units there, lower the learning rate.
     """
 
     flat: float = 0.6
+    shut: float = 0.95
+    passes: float = 0.05
     least: float = 2.0
     trains: float = 0.3
     cause: ClassVar[Cause] = "saturation"
@@ -47,6 +50,9 @@ class Saturation(AbstractRule):
             return self._finding(flow, at_start, "from the first step on", 0.9)
         if reading.learns(flow):
             return None
+        closed = self._closed(flow.sites)
+        if closed:
+            return self._finding(flow, closed, "closed gates, from the first step on", 0.85)
         for snapshot in flow.snapshots:
             pushed = self._flat(snapshot.sites)
             if pushed and len(pushed) * 2 >= len(reading.activations(flow)):
@@ -56,8 +62,18 @@ class Saturation(AbstractRule):
     def _flat(self, sites: tuple[Site, ...]) -> list[Site]:
         """Saturated activations; gates, which multiply another path, are meant to open and close."""
         gates = {order for s in sites if s.kind == "merge" and s.op == "mul" for order in s.inputs}
-        flat = [s for s in sites if s.kind == "activation" and s.inputs and (s.saturated or 0.0) >= self.flat]
-        return [s for s in flat if s.order not in gates]
+        return [s for s in self._saturated(sites) if s.order not in gates]
+
+    def _saturated(self, sites: tuple[Site, ...]) -> list[Site]:
+        return [s for s in sites if s.kind == "activation" and s.inputs and (s.saturated or 0.0) >= self.flat]
+
+    def _closed(self, sites: tuple[Site, ...]) -> list[Site]:
+        """Gates shut for all units and samples, whose product no other path goes around."""
+        around = {order for s in sites if s.kind == "merge" and s.op != "mul" for order in s.inputs}
+        products = [s for s in sites if s.kind == "merge" and s.op == "mul" and s.order not in around]
+        gates = {order for s in products for order in s.inputs}
+        shut = [s for s in self._saturated(sites) if s.order in gates and (s.saturated or 0.0) >= self.shut]
+        return [s for s in shut if s.forward is not None and s.forward.rms < self.passes]
 
     def _matters(self, flow: Flow, flat: list[Site]) -> bool:
         """The loss by saturation is large, and larger than what the other layers lose by their weights.
@@ -101,10 +117,35 @@ class Saturation(AbstractRule):
             _flows.plain(depth=30, weights=1.8, activation="sigmoid", stuck=True),
             _flows.plain(saturation=0.2, weights=-0.2, saturated=0.1, stuck=True),
             _flows.plain(saturation=2.0, saturated=0.9),
+            cls._gated(passes=1.0),
+            cls._gated(passes=1e-6, around=True),
         )
 
     @classmethod
     def sick(cls) -> tuple[Flow, ...]:
         base = _flows.plain(stuck=True)
         pushed = Snapshot(10, _flows.plain(saturated=0.95, stuck=True).sites, base.parameters)
-        return (_flows.plain(saturation=2.5, saturated=0.95, stuck=True), replace(base, snapshots=(pushed,)))
+        return (
+            _flows.plain(saturation=2.5, saturated=0.95, stuck=True),
+            replace(base, snapshots=(pushed,)),
+            cls._gated(passes=1e-6),
+        )
+
+    @staticmethod
+    def _gated(passes: float, *, around: bool = False) -> Flow:
+        """A squeeze-and-excitation gate that lets so much through, with or without a skip around it."""
+        base = _flows.plain(stuck=True)
+        order = len(base.sites)
+        gate = Site(
+            "se",
+            "sigmoid",
+            "activation",
+            order,
+            (64, 32),
+            inputs=(0,),
+            saturated=1.0,
+            forward=Moments(2048, passes, passes),
+        )
+        product = Site("net", "mul", "merge", order + 1, (64, 32), inputs=(1, order))
+        total = Site("net", "add", "merge", order + 2, (64, 32), inputs=(1, order + 1))
+        return replace(base, sites=(*base.sites, gate, product, *(total,) * around))
