@@ -21,7 +21,7 @@ _PROMPT = 40  # optimizer steps on one batch that a sound network of any depth g
 _AT_FLOOR = 0.06  # of the constant predictor's loss: batches differ by about as much
 _LONG = 50  # steps of the user's own training that show whether it learns
 _FAR = 1.5  # times the constant predictor's loss: more than the noise between batches
-RECTIFIERS = ("relu", "relu6", "threshold", "clamp_min", "hardswish", "hardshrink", "softshrink")
+RECTIFIERS = ("relu", "relu6", "threshold", "clamp_min", "clamp", "hardswish", "hardshrink", "softshrink")
 
 
 def progress(flow: Flow) -> float | None:

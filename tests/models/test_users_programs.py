@@ -387,3 +387,110 @@ def test_a_weighted_sum_of_probabilities_is_no_divergence() -> None:
 
     model = mlp()
     assert diagnose(model, expected_error, digits(), adam(model, 3e-3)).healthy
+
+
+RECTIFIERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "clamp": lambda h: h.clamp(min=0),
+    "clamp to six": lambda h: h.clamp(0, 6),
+    "mask": lambda h: h * (h > 0),
+    "where": lambda h: torch.where(h > 0, h, 0.0),
+    "maximum": lambda h: torch.maximum(h, torch.zeros(())),
+}
+
+
+@pytest.mark.parametrize("bias", [0.0, -20.0])
+@pytest.mark.parametrize("name", RECTIFIERS)
+def test_rectifiers_written_by_hand_die_too(name: str, bias: float) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10)
+            nn.init.constant_(self.b.bias, bias)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(RECTIFIERS[name](self.b(RECTIFIERS[name](self.a(x)))))  # type: ignore[no-any-return]
+
+    model = Net()
+    found = diagnose(model, F.cross_entropy, digits(), adam(model)).findings
+    assert [(finding.cause, finding.where[0]) for finding in found] == ([("dead-units", "b")] if bias else [])
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation: a gate for each channel, which may be shut from the start, with or without a skip."""
+
+    def __init__(self, bias: float, *, skip: bool) -> None:
+        super().__init__()
+        self.conv, self.gate, self.head = nn.Conv2d(1, 32, 3, padding=1), nn.Linear(32, 32), nn.Linear(32, 10)
+        self.skip = skip
+        nn.init.constant_(self.gate.bias, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.conv(x.view(-1, 1, 8, 8)).relu()
+        gated = hidden * self.gate(hidden.mean((2, 3))).sigmoid()[:, :, None, None]
+        return self.head((gated + hidden if self.skip else gated).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("bias", "skip", "ill"), [(0.0, False, False), (-14.0, True, False), (-14.0, False, True)])
+def test_a_gate_that_is_shut_matters_where_nothing_goes_around(bias: float, skip: bool, ill: bool) -> None:
+    model = Gated(bias, skip=skip)
+    found = diagnose(model, F.cross_entropy, digits(), adam(model, 1e-2)).findings
+    assert [(finding.cause, finding.where[0]) for finding in found] == ([("saturation", "gate")] if ill else [])
+
+
+def test_the_relu_of_a_hinge_is_no_last_activation() -> None:
+    batches = [(x, (2.0 * (y > 4) - 1).unsqueeze(1)) for x, y in digits()]
+
+    def hinge(output: Tensor, sign: Tensor) -> Tensor:
+        return (1 - output * sign).relu().mean()
+
+    model = mlp(64, 1)
+    assert diagnose(model, hinge, batches, adam(model, 3e-3)).healthy
+
+
+def test_matrices_in_a_list_have_a_name_each() -> None:
+    class Raw(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            shapes = [(64, 64)] * 6 + [(64, 10)]
+            self.ws = nn.ParameterList(nn.Parameter(0.01 * torch.randn(shape)) for shape in shapes)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for weight in self.ws[:-1]:
+                x = (x @ weight).tanh()
+            return x @ self.ws[-1]
+
+    model = Raw()
+    found = root(diagnose(model, F.cross_entropy, digits(), torch.optim.SGD(model.parameters(), lr=0.1)))
+    assert found.cause == "initialization"
+    assert set(found.where) >= {f"ws.{k}" for k in range(1, 6)}
+
+
+def test_an_eps_of_ten_is_named_and_not_the_rate() -> None:
+    model = mlp()
+    found = root(diagnose(model, F.cross_entropy, digits(), torch.optim.Adam(model.parameters(), lr=1e-3, eps=10.0)))
+    assert found.cause == "learning-rate-low"
+    assert found.remedies[0].startswith("set eps back to 1e-8")
+
+
+def test_adadelta_is_told_its_own_rate() -> None:
+    model = mlp()
+    found = root(diagnose(model, F.cross_entropy, digits(), torch.optim.Adadelta(model.parameters(), lr=1e-3)))
+    assert found.cause == "learning-rate-low"
+    assert found.remedies[0] == "set the learning rate to 1"
+
+
+def test_rectifiers_that_a_huge_step_kills_are_the_rates_fault() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c1, self.c2 = nn.Conv2d(1, 16, 5, padding=2), nn.Conv2d(16, 24, 5, padding=2)
+            self.f1, self.f2 = nn.Linear(24 * 4, 64), nn.Linear(64, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.max_pool2d(self.c1(x.view(-1, 1, 8, 8)).relu(), 2)
+            x = F.max_pool2d(self.c2(x).relu(), 2)
+            return self.f2(self.f1(x.flatten(1)).relu())  # type: ignore[no-any-return]
+
+    model = Net()
+    found = root(diagnose(model, F.cross_entropy, digits(), torch.optim.SGD(model.parameters(), lr=1.5, momentum=0.9)))
+    assert found.cause == "learning-rate-high"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -10,6 +11,8 @@ from unvanish.rules import _flows
 from unvanish.types import Evidence, Finding, Flow, Site, Snapshot
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
+
+_BY_HAND = ("mul", "where", "maximum")  # by a mask or with zeros: the other factor carries no gradient
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,9 @@ class DeadUnits(AbstractRule):
         at_start = self._dead(flow.sites)
         if at_start:
             return self._finding(flow, at_start, "from the first step on: weights or bias push every input below 0")
+        masked = self._masked(flow.sites)
+        if masked and (not flow.snapshots or self._masked(flow.snapshots[-1].sites)):
+            return self._shut(flow, masked)
         for snapshot in flow.snapshots:
             dead = self._dead(snapshot.sites)
             if dead:
@@ -56,8 +62,46 @@ class DeadUnits(AbstractRule):
             s for s in sites if s.kind == "activation" and s.op in reading.RECTIFIERS and (s.dead or 0.0) >= self.share
         ]
 
+    @staticmethod
+    def _masked(sites: tuple[Site, ...]) -> list[Site]:
+        """Rectifiers written by hand (h * (h > 0), torch.where, torch.maximum) that pass no gradient at all.
+
+        It arrives there, and is exactly zero at all that feeds it, though no weight stands in between.
+        """
+        by_order = {s.order: s for s in sites}
+        found = []
+        for site in sites:
+            below = [by_order[order] for order in site.inputs if order in by_order]
+            plain = site.op in _BY_HAND and site.kind == "other" and site.parameter is None
+            arrives = plain and site.log_grad_out is not None and site.log_grad_out > -math.inf
+            if arrives and below and all(s.log_grad_out == -math.inf for s in below):
+                found.append(site)
+        return found
+
+    def _shut(self, flow: Flow, masked: list[Site]) -> Finding:
+        last = masked[-1]
+        return Finding(
+            cause=self.cause,
+            where=reading.with_feeders(flow, masked),
+            confidence=0.85,
+            severity="high",
+            evidence=(
+                Evidence(f"gradient that passes {last.label}", 0.0, "", "above 0"),
+                *reading.learning_evidence(flow),
+            ),
+            message=(
+                f"{last.label} passes no gradient: what arrives there is exactly zero below it, on all samples. Expected: every unit "
+                "lets some samples through. A mask, where or maximum works like a ReLU that is off: look at the bias and "
+                "the weights that feed it, and at the condition itself."
+            ),
+            remedies=self.remedies,
+            source=self.source,
+        )
+
     def _finding(self, flow: Flow, dead: list[Site], event: str, later: bool = False) -> Finding:
         first = dead[0]
+        undo, reset, slower = self.remedies
+        killer = "a tenth of the learning rate, or warm it up: a step too large killed them"
         return Finding(
             cause=self.cause,
             where=reading.with_feeders(flow, dead),
@@ -72,7 +116,7 @@ class DeadUnits(AbstractRule):
                 "no gradient passes them. Expected: every unit fires on some samples. Cure what killed them, then reset "
                 "the layer's bias and weights."
             ),
-            remedies=self.remedies,
+            remedies=(killer, reset, undo) if later else (undo, reset, slower),
             source=self.source,
         )
 
@@ -83,10 +127,20 @@ class DeadUnits(AbstractRule):
             _flows.plain(activation="relu", dead=0.6, stuck=True),
             _flows.plain(activation="relu", dead=0.95),
             _flows.plain(activation="tanh", dead=1.0, stuck=True),
+            cls._by_mask(-4.0),
         )
 
     @classmethod
     def sick(cls) -> tuple[Flow, ...]:
         base = _flows.plain(activation="relu", stuck=True)
         killed = Snapshot(10, _flows.with_site(base, 3, dead=1.0).sites, base.parameters)
-        return (_flows.with_site(base, 3, dead=0.97), replace(base, snapshots=(killed,)))
+        return (_flows.with_site(base, 3, dead=0.97), replace(base, snapshots=(killed,)), cls._by_mask(-math.inf))
+
+    @staticmethod
+    def _by_mask(below: float) -> Flow:
+        """h * (h > 0) in place of the last activation, with so much gradient below it."""
+        base = _flows.plain(activation="relu", stuck=True)
+        place = max(k for k, s in enumerate(base.sites) if s.kind == "activation")
+        fed = base.sites[place].inputs[0]
+        masked = _flows.with_site(base, place, op="mul", kind="other", log_grad_out=-3.0, dead=None)
+        return _flows.with_site(masked, fed, log_grad_out=below)

@@ -58,7 +58,9 @@ class InputScale(AbstractRule):
         view, helped = odd[0], reading.best_lever(flow, "inputs-standardized")
         relieved = reading.relieves(flow, "inputs-standardized")
         fine = reading.learns(flow) and not self._slow(flow)
-        if helped is None and not relieved and (fine or not self._stressed(flow)):
+        tried = any(e.lever == "inputs-standardized" for e in flow.experiments)
+        alone = not (tried and not self._gross(view)) and self._stressed(flow) and not fine
+        if helped is None and not relieved and not alone:
             return None
         assert view.moments is not None, "only measured inputs are odd"
         return Finding(

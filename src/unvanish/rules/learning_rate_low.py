@@ -30,12 +30,15 @@ class LearningRateLow(AbstractRule):
     stands: float = 1e-5  # 100,000 steps to matter
     frozen: float = 1e-8  # below what float32 resolves
     steps: int = 20
+    certain: int = 3
+    eps: float = 1e-3
     idle: float = 0.06
     fades: float = 1e-4
     gradient: float = 1e-6
     update: float = 1e-3
     clip: float = 0.02
     moves: float = 0.2
+    usual: ClassVar[dict[str, float]] = {"Adadelta": 1.0}
     cause: ClassVar[Cause] = "learning-rate-low"
     title: ClassVar[str] = "steps so small that nothing moves"
     source: ClassVar[str] = "Goodfellow et al. 2016, section 11.4.1; Bottou 2012, Stochastic gradient descent tricks"
@@ -69,20 +72,20 @@ class LearningRateLow(AbstractRule):
         rate = max(rates) * helped.factor
         return self._finding(
             flow, 0.88, f"The learning rate {max(rates):.3g} is too low; with {rate:.2g} the same network learns",
-            f"set the learning rate to {rate:.2g}",
+            self._cure(flow, rate),
         )  # fmt: skip
 
     def _standing(self, flow: Flow, rates: tuple[float, ...]) -> Finding | None:
         """No weight moved in the training itself; what a copy can learn with its own steps does not count then."""
         largest = reading.largest_update(flow)
-        if len(flow.steps) < self.steps or largest is None or largest >= self.stands:
-            return None
-        if (reading.trains(flow) or 0.0) >= self.idle:
+        if largest is None or largest >= self.stands or (reading.trains(flow) or 0.0) >= self.idle:
             return None
         left = [s.clip for s in flow.steps if s.clip is not None]
+        gone = len(left) >= self.certain and max(left) == 0
+        if len(flow.steps) < self.steps and not gone:
+            return None
         ratios = [s.largest_update_ratio for s in flow.steps if s.largest_update_ratio is not None]
-        gradient = statistics.median([s.log_grad for s in flow.steps if s.log_grad is not None] or [-math.inf])
-        if left and max(left) == 0:
+        if gone:
             what = "The gradients are gone when the optimizer steps"
             return self._finding(
                 flow, 0.97, what, "call zero_grad() after step() or before backward(), not between them"
@@ -99,11 +102,27 @@ class LearningRateLow(AbstractRule):
         if rates and max(rates) == 0:
             what = "The learning rate is 0 in every parameter group"
             return self._finding(flow, 0.97, what, "set a learning rate above 0")
-        if rates and largest < self.frozen and gradient > math.log(self.gradient) and exact:
+        if rates and largest < self.frozen and self._gradient(flow) > math.log(self.gradient) and exact:
             return self._finding(
                 flow, 0.93, f"The learning rate {max(rates):.3g} is too low", "raise the learning rate"
             )
         return None
+
+    @staticmethod
+    def _gradient(flow: Flow) -> float:
+        """ln of what arrives at the best-fed of the weights whose updates count; a bias of the head always gets some."""
+        steps = [s.log_grad for s in flow.steps if s.log_grad is not None]
+        weights = [p.log_grad for p in flow.parameters if len(p.shape) > 1 and p.log_grad is not None]
+        return min(statistics.median(steps), max(weights)) if steps and weights else -math.inf
+
+    def _cure(self, flow: Flow, rate: float) -> str:
+        """What to change: an eps far above the usual 1e-8 divides the steps; Adadelta's own rate is 1."""
+        assert flow.optimizer is not None, "a rate was moved"
+        eps = flow.optimizer.eps or 0.0
+        if flow.optimizer.adaptive and eps > self.eps:
+            return f"set eps back to 1e-8: at {eps:.3g} it, and not the gradient, divides the steps"
+        usual = self.usual.get(flow.optimizer.name, math.inf)
+        return f"set the learning rate to {min(rate, max(usual, *flow.optimizer.learning_rates)):.2g}"
 
     def _finding(self, flow: Flow, confidence: float, what: str, remedy: str) -> Finding:
         ratio = reading.update_ratio(flow) or 0.0
@@ -113,10 +132,10 @@ class LearningRateLow(AbstractRule):
             confidence=confidence,
             severity="high",
             evidence=(
-                Evidence("update / weight in one step", ratio, "", "1e-4 to 1e-2"),
+                Evidence("update / weight in one step", ratio, "", "1e-3 to 1e-2"),
                 *reading.learning_evidence(flow),
             ),
-            message=f"{what}: one step changes the weights by {_words.share(ratio)} their size. Expected: 0.01 to 1 %. To mend it: {remedy}.",
+            message=f"{what}: one step changes the weights by {_words.share(ratio)} their size. Expected: 0.1 to 1 %. To mend it: {remedy}.",
             remedies=(remedy, *self.remedies[1:]),
             source=self.source,
         )
@@ -148,5 +167,6 @@ class LearningRateLow(AbstractRule):
             replace(slow, steps=clipped),
             still,
             replace(still, steps=emptied),
+            replace(still, steps=emptied[:4]),  # certain after a few
             replace(still, steps=faded),
         )

@@ -40,8 +40,8 @@ class Symmetry(AbstractRule):
         copies = [p for p in reading.trainable(flow) if self._copied(p) and self._copied(after.get(p.name, p))]
         if not copies or not reading.moved(flow) or (reading.progress(flow) or 0.0) > 0.8:
             return None
-        zero = all(p.constant and p.log_weight is not None and p.log_weight < -80 for p in copies)
-        what = "all zero" if zero else "constant" if all(p.constant for p in copies) else "copies of other rows"
+        end = [after.get(p.name, p) for p in copies]
+        what = "all zero" if all(map(self._zero, end)) else "constant" if all(p.constant for p in end) else "equal rows"
         return Finding(
             cause=self.cause,
             where=tuple(dict.fromkeys(p.name.rpartition(".")[0] or p.name for p in copies)),
@@ -59,6 +59,10 @@ class Symmetry(AbstractRule):
             remedies=self.remedies,
             source=self.source,
         )
+
+    @staticmethod
+    def _zero(p: Parameter) -> bool:
+        return p.constant and p.log_weight is not None and p.log_weight < -80
 
     def _copied(self, p: Parameter) -> bool:
         return len(p.shape) > 1 and p.shape[0] > 1 and (p.duplicate_rows or 0.0) >= self.share

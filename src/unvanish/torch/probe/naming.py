@@ -79,8 +79,9 @@ class Namer:
         if owner is not None and not owner.parent and owner.name:
             return owner.name
         if parameter is not None and vertex.kind in ("linear", "convolution", "embedding", "normalization"):
-            module = parameter.rpartition(".")[0]
-            return module if module in self._modules and module else parameter
+            module, _, last = parameter.rpartition(".")
+            owned = module in self._modules and module and not last.isdigit()  # nn.ParameterList numbers its own
+            return module if owned else parameter
         if vertex.hidden or vertex.kind in ("activation", "softmax", "other"):
             near = next((paths[id(below)] for _, below in vertex.data if paths[id(below)]), "")
             if vertex.hidden:

@@ -138,8 +138,9 @@ def snake(name: str) -> str:
     return _CAMEL.sub("_", name.lstrip("_")).lower()
 
 
+_BY_SETTING = ("Hardtanh", "Elu", "ClampMin", "Clamp")  # what they are depends on their limits
 FIXED: dict[str, tuple[str, Kind]] = {  # what the name alone decides
-    **{name: (op, "activation") for name, op in ACTIVATIONS.items() if name not in ("Hardtanh", "Elu", "ClampMin")},
+    **{name: (op, "activation") for name, op in ACTIVATIONS.items() if name not in _BY_SETTING},
     **dict.fromkeys(LINEAR, ("linear", "linear")),
     **dict.fromkeys(CONVOLUTIONS, ("convolution", "convolution")),
     **{name: (snake(name), "recurrent") for name in RECURRENT},
@@ -167,11 +168,11 @@ def classify(node: Any, name: str, data_inputs: int) -> tuple[str, Kind]:
 
 
 def _activation(node: Any, name: str) -> str:
-    """Tell ReLU6 from Hardtanh, SELU from ELU, and a one-sided clamp at 0 from any other clamp."""
+    """Tell ReLU6 from Hardtanh, SELU from ELU, and a one-sided clamp, best at 0, from any other clamp."""
     if name == "Hardtanh" and node._saved_min_val == 0:
         return "relu6"
     if name == "Elu" and node._saved_scale != 1:
         return "selu"
-    if name == "ClampMin" and node._saved_min == 0:
-        return "relu"
+    if name == "ClampMin" or (name == "Clamp" and node._saved_max is None):
+        return "relu" if node._saved_min == 0 else "clamp_min"
     return ACTIVATIONS[name]

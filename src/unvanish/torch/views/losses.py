@@ -84,7 +84,16 @@ def _by_hand(view: LossView, root: Vertex | None, output: Tensor | None, target:
     if given is not None and given.op != "log_softmax":
         return replace(view, kind="kl_div", **_fed(given))
     guess = floor_by_value(view.value, output, target)
-    return view if guess is None else replace(view, kind=guess[0], reduction=guess[1], floor=guess[2])
+    if guess is None:
+        return view
+    if feeding is not None and _after(feeding, output):
+        view = replace(view, feeding=None)
+    return replace(view, kind=guess[0], reduction=guess[1], floor=guess[2])
+
+
+def _after(vertex: Vertex, output: Tensor | None) -> bool:
+    """Does it compute with the network's output?  Then it is the loss's own, such as the relu of a hinge."""
+    return output is not None and output.grad_fn is not None and vertex.number > output.grad_fn._sequence_nr()
 
 
 def _axis(vertex: Vertex | None) -> int | None:
