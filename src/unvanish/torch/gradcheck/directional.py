@@ -10,7 +10,7 @@ with the right side from ``differences``.  Outputs that are not smooth get the c
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -177,13 +177,12 @@ class Probe:
         adrift = any(bool((apart[k].abs() > limit).any()) for k, limit in zip(loose, limits, strict=True))
         return look._replace(adrift=True) if adrift else look
 
-    def repeated(self, chosen: Sequence[int], steps: Sequence[float]) -> list[Measure]:
-        """The same direction and cotangent with several steps."""
-        found, here = [], self.draws.here()
+    def repeated(self, chosen: Sequence[int], steps: Sequence[float]) -> Iterator[Measure]:
+        """The same direction and cotangent with several steps, each as it is asked for."""
+        here = self.draws.here()
         for step in steps:
             self.draws.back(here)
-            found.append(self.measure(step, chosen))
-        return found
+            yield self.measure(step, chosen)
 
     def gradients(self, cotangents: Sequence[Tensor]) -> list[Tensor | None]:
         """Analytic derivatives by all leaves."""

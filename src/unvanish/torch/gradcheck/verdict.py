@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from unvanish.torch.gradcheck.directional import Probe
@@ -89,7 +89,7 @@ def _verdict(probe: Probe, chosen: Sequence[int], steps: Sequence[float]) -> Ver
     return Verdict(False if sure else None, tuple(measures))
 
 
-def _steady(measures: list[Measure]) -> bool:
+def _steady(measures: Iterable[Measure]) -> bool:
     """A wrong derivative is off by the same whatever the step; noise and kinks are not."""
     for one, other in itertools.pairwise(measures):
         larger = max(one.error, other.error)
