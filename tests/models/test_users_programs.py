@@ -352,6 +352,8 @@ class Remembering(nn.Module):
 
 def test_kept_results_of_an_earlier_pass_are_no_weights() -> None:
     model = Remembering()
+    model.tree = {"children": []}  # type: ignore[assignment]
+    model.tree["children"].append({"parent": model.tree})  # type: ignore[index, operator]
     model(digits()[0][0])
     assert model.state is not None
     assert model.state[0].grad_fn is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import random
 import sys
 from collections.abc import Iterator
@@ -13,9 +14,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from unvanish.torch.probe.scopes import tensors_in
 from unvanish.torch.rehearsal.portable import follow, portable
-from unvanish.torch.views.strangers import made_of
+from unvanish.torch.views.strangers import made_of, tensors_at
 
 
 class Working(NamedTuple):
@@ -108,10 +108,11 @@ def _cut_off(model: nn.Module, memo: dict[int, Any]) -> None:
     """
     own = {id(p) for p in model.parameters()}
     for module in model.modules():
-        for value in tensors_in(vars(module)):
-            if value.grad_fn is not None:
-                weight = not own.issuperset(map(id, made_of(value)))
-                memo[id(value)] = value.detach().clone().requires_grad_(weight)
+        kept = ((name, value) for name, value in vars(module).items() if name != "_modules")
+        for tensor, _ in itertools.chain.from_iterable(itertools.starmap(tensors_at, kept)):
+            if tensor.grad_fn is not None:
+                weight = not own.issuperset(map(id, made_of(tensor)))
+                memo[id(tensor)] = tensor.detach().clone().requires_grad_(weight)
 
 
 def warming_up(optimizer: Optimizer) -> list[dict[str, Any]]:

@@ -17,10 +17,13 @@ def nobodys(
     leaves: Mapping[int, Tensor], calls: Sequence[Call], names: Names, optimizer: Optimizer | None
 ) -> tuple[nn.Parameter, ...]:
     """Weights that neither the model nor its optimizer knows: another network's, or made in this forward pass."""
-    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]} if optimizer else set()
-    unknown = {key: leaf for key, leaf in leaves.items() if key not in names.parameters and key not in stepped}
-    known = held(calls, unknown)
-    return tuple(p for key, p in unknown.items() if isinstance(p, nn.Parameter) and key not in known)
+    unknown = {key: p for key, p in leaves.items() if key not in names.parameters and isinstance(p, nn.Parameter)}
+    if not unknown:  # as a rule
+        return ()
+    known = held(calls, unknown).keys() | {
+        id(p) for group in (optimizer.param_groups if optimizer else ()) for p in group["params"]
+    }
+    return tuple(p for key, p in unknown.items() if key not in known)
 
 
 def held(calls: Sequence[Call], unknown: Mapping[int, Tensor]) -> dict[int, str]:
@@ -33,21 +36,21 @@ def held(calls: Sequence[Call], unknown: Mapping[int, Tensor]) -> dict[int, str]
         for attribute, value in vars(call.module).items():
             if not attribute.startswith("_"):
                 prefix = f"{call.name}.{attribute}" if call.name else attribute
-                found.update({key: path for key, path in _leaves(prefix, value) if key in unknown})
+                for tensor, path in tensors_at(prefix, value):
+                    found.update({id(one): path for one in (tensor, *made_of(tensor)) if id(one) in unknown})
     return found
 
 
-def _leaves(path: str, value: object, depth: int = 0) -> Iterator[tuple[int, str]]:
+def tensors_at(path: str, value: object, depth: int = 0) -> Iterator[tuple[Tensor, str]]:
     """Tensors inside modules, lists and dicts, with the Python expression that leads to them."""
     if isinstance(value, Tensor):
-        yield id(value), path
-        yield from ((id(leaf), path) for leaf in made_of(value))
+        yield value, path
     elif isinstance(value, nn.Module):
-        yield from ((id(p), f"{path}.{name}") for name, p in value.named_parameters())
+        yield from ((p, f"{path}.{name}") for name, p in value.named_parameters())
     elif isinstance(value, dict | list | tuple) and depth < _NESTED:
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, part in items:
-            yield from _leaves(f"{path}[{key!r}]", part, depth + 1)
+            yield from tensors_at(f"{path}[{key!r}]", part, depth + 1)
 
 
 def made_of(value: Tensor) -> list[nn.Parameter]:
