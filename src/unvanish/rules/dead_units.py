@@ -22,8 +22,9 @@ class DeadUnits(AbstractRule):
     A ReLU whose input is negative on all data has derivative zero; nothing that is learnt through it changes it back.
     Counted, not inferred from norms: killing 98 % of one layer costs only 2 nats of gradient norm.  A unit counts as
     dead when its derivative was zero on all samples of all batches seen; sparse units, which fire now and then, are
-    healthy.  Of rectifiers written by hand (a mask, where, maximum) it counts that none of the gradient passes.  Death has a cause upstream, and the report names the event: there from the start (a large negative bias or
-    weights), or after the step that killed them (learning rate).
+    healthy.  Of rectifiers written by hand (a mask, where, maximum) it counts that none of the gradient passes.  Death has
+    a cause upstream, and the report names the event: there from the start (a large negative bias or weights), or after the
+    step that killed them (learning rate).
 
     Cure the cause first, then reset: bias 0 and He weights for the layer, a smaller learning rate or a warm-up,
     standardised inputs; LeakyReLU, GELU or SiLU cannot die entirely.
