@@ -3,6 +3,9 @@
     python benchmarks/probe.py            # everything, about five minutes
     python benchmarks/probe.py --quick    # depth 10 and 1,000 only
 
+Compiled loops (extra ``fast``), which a process loads once its probes have cost as much, are loaded, where Numba is
+installed; ``--unloaded`` measures what probes cost before that.
+
 Each row alternates plain and probed passes in one process and compares medians; the spread of repeated medians of
 the plain pass is the noise.  Memory is the peak resident size of a process of its own per variant, less that of the
 process before the pass: *resident* as malloc manages it, where the holes it leaves depend on the addresses the process
@@ -26,6 +29,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from unvanish.torch.probe import small
 from unvanish.torch.probe.naming import names_of
 from unvanish.torch.probe.probe import Probe
 from unvanish.torch.rehearsal.objective import Objective
@@ -162,7 +166,7 @@ LIVE = {"MALLOC_MMAP_THRESHOLD_": "8192", "MALLOC_MMAP_MAX_": "1000000"}
 
 def peak(name: str, variant: str, settings: dict[str, str]) -> int:
     """Resident bytes that one pass adds at its peak, in a fresh process; ``settings`` = environment for malloc."""
-    command = [sys.executable, __file__, "--memory", name, variant]
+    command = [sys.executable, __file__, "--memory", name, variant, *(["--unloaded"] if small.PRICE else [])]
     environment = {**os.environ, **settings}
     return int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
 
@@ -194,9 +198,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory", nargs=2)
+    parser.add_argument("--unloaded", action="store_true", help="without compiled loops, as the first probes are")
     parser.add_argument("cases", nargs="*")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    small.PRICE = sys.maxsize if args.unloaded else 0  # a process that goes on probing has loaded the loops
     if args.memory:
         memory_child(*args.memory)
         return

@@ -15,6 +15,21 @@ settings.register_profile("random", derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
+@pytest.fixture(scope="module", params=["numba", "torch"])
+def both_readings(request):
+    """Tensors are read by compiled loops, or by PyTorch's operations: tests that use this hold for both."""
+    from unvanish.torch import loops
+    from unvanish.torch.probe import small
+
+    if request.param == "numba" and not loops.compiled():
+        pytest.skip("Numba is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(small, "PRICE", 0)
+        if request.param == "torch":
+            patch.setattr(loops, "compiled", lambda: False)
+        yield request.param
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     torch = sys.modules.get("torch")  # what needs no framework imports none

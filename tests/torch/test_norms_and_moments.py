@@ -14,6 +14,8 @@ from torch import Tensor
 from unvanish.torch.probe.moments import MomentQueue, batch_axis, moments
 from unvanish.torch.probe.norms import Norms, dense, norms, scaled_norm
 
+pytestmark = pytest.mark.usefixtures("both_readings")
+
 SHAPES = st.sampled_from([(1,), (7,), (3, 5), (4, 1, 6), (2, 3, 4, 5), (64, 33)])
 SCALES = st.integers(-44, 37)
 DTYPES = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16])

@@ -18,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from unvanish.torch.probe.naming import names_of
 from unvanish.torch.probe.probe import Probe
 
+pytestmark = pytest.mark.usefixtures("both_readings")
+
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from unvanish.types import Site
 
+pytestmark = pytest.mark.usefixtures("both_readings")
+
 SLOPE = {"tanh": 0.0, "sigmoid": math.log(0.25), "relu": 0.5 * math.log(0.5)}
 ACTIVATIONS = {"tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "relu": nn.ReLU}
 

@@ -13,6 +13,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from unvanish.types import TimeProfile
 
+pytestmark = pytest.mark.usefixtures("both_readings")
+
 CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from clip_oracle import Untouched, entries, near, norm_of, parameters, scaled
-from clip_readings import both_readings
 from torch import Tensor, nn
 
 from unvanish.torch.clip import (
@@ -24,8 +23,7 @@ from unvanish.torch.clip import (
     clip_grad_value_,
 )
 
-reads = both_readings
-pytestmark = pytest.mark.usefixtures("reads")
+pytestmark = pytest.mark.usefixtures("both_readings")
 Clip = Callable[..., ClipReport]
 
 

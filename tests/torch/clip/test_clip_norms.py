@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from clip_oracle import Untouched, entries, near, norm_of, parameters, scaled
-from clip_readings import both_readings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -18,8 +17,7 @@ from unvanish.torch.clip import ClipReport, clip_grad_global_norm_, clip_grad_te
 from unvanish.torch.clip.by_norm import common_factor
 from unvanish.torch.clip.norms import exact_norm, fast_norms, is_safe
 
-reads = both_readings
-pytestmark = pytest.mark.usefixtures("reads")
+pytestmark = pytest.mark.usefixtures("both_readings")
 DTYPES = st.sampled_from([torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16])
 SHAPES = st.sampled_from([(1,), (7,), (3, 5), (4, 1, 6), (2, 3, 2, 2), ()])
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from clip_oracle import Untouched, entries, norm_of, parameters
-from clip_readings import both_readings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -17,8 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from unvanish.torch.clip import clip_grad_value_
 from unvanish.torch.clip.reading import IN_CACHE
 
-reads = both_readings
-pytestmark = pytest.mark.usefixtures("reads")
+pytestmark = pytest.mark.usefixtures("both_readings")
 VALUES = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
@@ -142,7 +140,9 @@ class Operations(TorchDispatchMode):
 
 @pytest.mark.parametrize("shapes", [[(1_000_000,)], [(100, 100)] * 100, [(300_001,), (3, 5), (7,), (40_000,)]])
 @pytest.mark.parametrize("times", [1.01, 100.0])
-def test_a_quiet_call_reads_once_and_writes_nothing(reads: str, shapes: list[tuple[int, ...]], times: float) -> None:
+def test_a_quiet_call_reads_once_and_writes_nothing(
+    both_readings: str, shapes: list[tuple[int, ...]], times: float
+) -> None:
     """Once, as far as memory goes: what is looked at again is a piece that the cache holds."""
     torch.manual_seed(0)
     params = parameters(*(torch.randn(shape) for shape in shapes))
@@ -153,7 +153,7 @@ def test_a_quiet_call_reads_once_and_writes_nothing(reads: str, shapes: list[tup
     assert report.clipped == 0
     assert not operations.written
     large = [(name, count) for name, count in operations.read if count > 1000]
-    if reads == "numba":
+    if both_readings == "numba":
         assert not large
         return
     assert all(count <= IN_CACHE for _, count in large)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -74,3 +76,11 @@ def test_threads_share_the_elements(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = [torch.randn(n) for n in (10, 5000, 1, 3000, 0)]
     assert len(loops.ranges(8011)) == 3
     check(tensors)
+
+
+def test_a_numba_that_cannot_be_imported_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "numba.py").write_text("raise ImportError('Numba needs an older NumPy')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "numba", raising=False)
+    with pytest.warns(RuntimeWarning, match="needs an older NumPy.* slower.* To mend it"):
+        assert not loops.compiled.__wrapped__()

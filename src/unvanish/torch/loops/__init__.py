@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -43,8 +44,16 @@ def compiled() -> bool:
     """Whether there are compiled loops: not where Numba is missing or told not to compile."""
     if importlib.util.find_spec("numba") is None:
         return False
-    import numba
-
+    try:
+        import numba
+    except ImportError as error:  # it refuses a NumPy that is newer than it knows
+        warnings.warn(
+            f"Numba is installed but cannot be imported ({error}); PyTorch's own operations are used instead, which "
+            "are slower. To mend it: install versions of numba and numpy that fit together, or remove numba.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
     return not numba.config.DISABLE_JIT
 
 

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unvanish.torch.probe import small
 from unvanish.torch.probe.buffers import QUEUE_BYTES, Buffers
 from unvanish.torch.probe.frozen import maker
 from unvanish.torch.probe.graph import Vertex
+from unvanish.torch.probe.moments import MomentQueue
 
 SATURATING = {"tanh": 1.0, "sigmoid": 0.25, "hardtanh": 1.0, "hardsigmoid": 1 / 6, "relu6": 1.0, "softsign": 1.0}
 _RISING = {"tanh", "sigmoid", "relu", "relu6", "leaky_relu", "hardtanh", "hardsigmoid", "elu", "selu", "softplus"}
@@ -78,9 +80,9 @@ class _Group:
 class UnitQueue:
     """Measures activations; those of equal shape and op together."""
 
-    def __init__(self, outputs: Callable[[list[int], Tensor, Tensor | None], None]) -> None:
-        """``outputs`` is shown kept outputs: their keys, the outputs stacked, and as much free room or None."""
-        self._show = outputs
+    def __init__(self, outputs: MomentQueue) -> None:
+        """``outputs`` measures kept outputs, which are read here anyway."""
+        self._outputs = outputs
         self._waiting: dict[_Kind, _Group] = {}
         self._done: dict[int, Units] = {}
         self._ones: dict[tuple[object, ...], Tensor] = {}
@@ -143,6 +145,29 @@ class UnitQueue:
         return ones
 
     def _flush(self, kind: _Kind, group: _Group) -> None:
+        if small.fit(group.values):
+            self._measure_small(kind, group)
+        else:
+            self._measure_stacked(kind, group)
+        group.clear()
+
+    def _measure_small(self, kind: _Kind, group: _Group) -> None:
+        """Where they lie."""
+        op, kept, *_, axis = kind
+        shown = [i for i, number in enumerate(group.numbers) if number >= 0]
+        if shown:
+            self._outputs.add_small([group.numbers[i] for i in shown], [group.values[i] for i in shown])
+        flat = _FLAT_SHARE * SATURATING.get(op, 0.0)
+        peaks, low, dead = small.slopes(op if kept else "", group.values, axis, flat, _ZERO)
+        self._store(op, group.keys, peaks, low, dead)
+
+    def _store(self, op: str, keys: list[int], peaks: Tensor, low: list[float], dead: list[float]) -> None:
+        for row, key in enumerate(keys):
+            share = low[row] if op in SATURATING else None
+            self._done[key] = _units(peaks=peaks, row=row, saturated=share, dead=dead[row])
+
+    def _measure_stacked(self, kind: _Kind, group: _Group) -> None:
+        """Side by side."""
         op, kept, *_, axis = kind
         stack = self._side_by_side(group, kept)
         peaks: Tensor | None = None
@@ -158,11 +183,8 @@ class UnitQueue:
                 low = slopes.lt_(_FLAT_SHARE * SATURATING[op]).flatten(1)  # in place: 0 and 1 as floats
                 flat = [a + b for a, b in zip(flat, low.sum(dim=1, dtype=torch.float32).tolist(), strict=True)]
         assert peaks is not None, "a stack has a piece"
-        dead, count = _dead(peaks), stack[0].numel()
-        for row, key in enumerate(group.keys):
-            share = flat[row] / count if op in SATURATING else None
-            self._done[key] = _units(peaks=peaks, row=row, saturated=share, dead=dead[row])
-        group.clear()
+        count = stack[0].numel()
+        self._store(op, group.keys, peaks, [share / count for share in flat], _dead(peaks))
 
     def _side_by_side(self, group: _Group, kept: bool) -> Tensor:
         """What waits as one tensor, which is ours to overwrite, or kept outputs, which are shown."""
@@ -173,9 +195,9 @@ class UnitQueue:
         shown = [i for i, number in enumerate(group.numbers) if number >= 0]
         if len(shown) == len(stack):
             scratch = self._slopes.like(stack) if len(stack) > 1 else None
-            self._show(group.numbers.copy(), stack, scratch)
+            self._outputs.add_stack(group.numbers.copy(), stack, scratch)
         elif shown:
-            self._show([group.numbers[i] for i in shown], stack[shown], None)
+            self._outputs.add_stack([group.numbers[i] for i in shown], stack[shown], None)
         return stack
 
     def _derived(self, op: str, outputs: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from unvanish.torch.probe import small
 from unvanish.torch.probe.buffers import Buffers
 from unvanish.torch.probe.frozen import maker
 from unvanish.torch.probe.norms import dense
@@ -63,8 +64,15 @@ class MomentQueue:
         self._scratch = Buffers()
 
     def add(self, key: int, tensor: Tensor) -> None:
-        """Measure ``tensor`` now if it is large, else a copy of it later (the next op may work in place)."""
-        plain = type(tensor) is Tensor and tensor.layout is _STRIDED and not tensor.is_complex()
+        """Measure ``tensor`` now, or a copy of it later if it is small and there is no compiled loop for it.
+
+        The next op may work in place.
+        """
+        ordinary = type(tensor) is Tensor
+        if ordinary and small.fits(tensor):
+            self._done[key] = small.moments(tensor, batch_axis(tensor.shape, self.batch_size))
+            return
+        plain = ordinary and tensor.layout is _STRIDED and not tensor.is_complex()
         kept = tensor.detach() if plain else dense(tensor)
         kind = (kept.shape, kept.dtype, kept.device)
         group = self._groups.get(kind)
@@ -79,6 +87,11 @@ class MomentQueue:
         group.put(key, kept)
         if len(group.keys) == group.length:
             self._flush(group)
+
+    def add_small(self, keys: list[int], tensors: list[Tensor]) -> None:
+        """Measure tensors of one shape that compiled loops can read."""
+        axis = batch_axis(tensors[0].shape, self.batch_size)
+        self._done.update(zip(keys, small.many_moments(tensors, axis), strict=True))
 
     def add_stack(self, keys: list[int], stack: Tensor, scratch: Tensor | None) -> None:
         """Measure tensors of one shape that lie side by side; ``scratch``, as much room again, is overwritten."""

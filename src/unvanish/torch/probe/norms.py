@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from unvanish.torch.probe import small
 from unvanish.torch.probe.buffers import QUEUE_BYTES, QUEUE_LENGTH, Buffers
 
 _STRIDED = torch.strided
@@ -113,8 +114,11 @@ class Norms:
             self._measure(slots, tensors)
 
     def _measure(self, slots: list[int], tensors: list[Tensor]) -> None:
-        measured = norms(tensors, scale=self._scale, buffers=self._buffers)
-        self._scale = _scale(measured[-1])  # what was needed last is needed next
+        if small.fit(tensors):
+            measured = small.norms(tensors)
+        else:
+            measured = norms(tensors, scale=self._scale, buffers=self._buffers)
+            self._scale = _scale(measured[-1])  # what was needed last is needed next
         self._values.update(zip(slots, measured, strict=True))
         if not math.isfinite(sum(measured)):
             for slot, norm, tensor in zip(slots, measured, tensors, strict=True):

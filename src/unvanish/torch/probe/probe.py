@@ -87,7 +87,7 @@ class Probe:
         """Read the graph of ``loss`` and hook its nodes; call ``loss.backward()`` next."""
         with without_collector():
             self.graph = read_graph(loss, self._inputs | self.scopes.times.leaves)
-        self._units = UnitQueue(self.scopes.moments.add_stack)
+        self._units = UnitQueue(self.scopes.moments)
         shown = [(index, vertex) for index, vertex in enumerate(self.graph.vertices) if not vertex.hidden]
         with torch.no_grad(), without_collector():
             for index, vertex in shown:
