@@ -283,12 +283,16 @@ class NonFinite:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A place where the graph ends although trainable parameters lie behind it."""
+    """A place where the graph ends although trainable parameters lie behind it.
+
+    ``calls`` = so many calls of the module in ``where`` are out of the graph while later ones are in it (op "time").
+    """
 
     where: str
     op: str
     behind: tuple[str, ...]
     detail: str = ""
+    calls: int = 0
 
 
 @dataclass(frozen=True, slots=True)

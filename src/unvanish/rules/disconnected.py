@@ -19,8 +19,9 @@ _FLAT = ("round", "floor", "ceil", "sign", "trunc", "heaviside")
 class Disconnected(AbstractRule):
     """Weights that are meant to train cannot: the graph is cut before them, or the optimizer does not know them.
 
-    Five ways to lose a path, each told by its own sign: `.detach()`, `.data`, `.item()`, `.numpy()` or `no_grad` (a
-    later module is fed with data that needs no gradient); an op that is flat by definition (round, sign, argmax:
+    Six ways to lose a path, each told by its own sign: `.detach()`, `.data`, `.item()`, `.numpy()` or `no_grad` (a
+    later module is fed with data that needs no gradient); the same on a state at every time step (the loss depends on
+    calls of a module that are out of its graph); an op that is flat by definition (round, sign, argmax:
     gradient exactly zero behind it); layers in a Python list (in the loss's graph, but not in model.parameters());
     parameters that get a gradient but are not in the optimizer, be it some or all; a loss that has no graph at all.
     Frozen weights, spare heads and idle experts are no fault: nothing behind them was meant to train, or nothing after
@@ -45,6 +46,7 @@ class Disconnected(AbstractRule):
         return (
             self._loss_without_graph(flow)
             or self._cut(flow)
+            or self._cut_in_time(flow)
             or self._flat_op(flow)
             or self._unregistered(flow)
             or self._not_in_optimizer(flow)
@@ -65,7 +67,7 @@ class Disconnected(AbstractRule):
         )
 
     def _cut(self, flow: Flow) -> Finding | None:
-        cuts = [cut for cut in flow.cuts if self._meant_to_train(flow, cut)]
+        cuts = [cut for cut in flow.cuts if not cut.calls and self._meant_to_train(flow, cut)]
         if not cuts:
             return None
         first = cuts[0]
@@ -79,6 +81,20 @@ class Disconnected(AbstractRule):
             "get no gradient at all although they are meant to train. Expected: a path of tensor ops from the loss to "
             "every trained weight. Remove the cut, or freeze those weights on purpose (requires_grad_(False)).",
             f"remove the cut after {first.where or 'model'}",
+        )
+
+    def _cut_in_time(self, flow: Flow) -> Finding | None:
+        cuts = [cut for cut in flow.cuts if cut.calls]
+        if not cuts or (reading.learns(flow) and (reading.trains(flow) or 0.0) >= self.trains):
+            return None  # a net that trains well may be cut between steps on purpose, as recycling nets are
+        return self._finding(
+            tuple(cut.where or "model" for cut in cuts),
+            0.9,
+            f"The state is cut off from its history between time steps: {cuts[0].detail}, although the loss depends on "
+            "the earlier ones. They get no gradient, and what they should have noticed cannot be learnt. Expected: one "
+            "graph through all time steps; long sequences are cut between windows, not at every step. Look for "
+            ".detach(), .data, .numpy() or torch.tensor(...) on the state inside the loop.",
+            "remove .detach() and .data from the state inside the loop",
         )
 
     @staticmethod
@@ -176,6 +192,7 @@ class Disconnected(AbstractRule):
             base,
             replace(base, sites=(*base.sites, _own_function(-1.0))),
             _flows.plain(parameters=(*base.parameters, frozen, spare)),
+            replace(base, cuts=(Cut("cell", "time", ("cell",), "only the last 1 of 8 calls of cell", 7),)),
             _flows.plain(
                 parameters=(*base.parameters, deliberate),
                 cuts=(Cut("generator", "detach", ("generator",), "detached"),),
@@ -193,6 +210,7 @@ class Disconnected(AbstractRule):
             replace(
                 base, parameters=(lost,), cuts=(Cut("encoder", "detach", ("encoder",), "its output was detached"),)
             ),
+            replace(base, cuts=(Cut("cell", "time", ("cell",), "only the last 1 of 8 calls of cell", 7),)),
             replace(base, parameters=(*base.parameters, unlisted)),
             replace(base, parameters=(*base.parameters, in_list)),
             replace(base, parameters=(unlisted,)),

@@ -16,23 +16,22 @@ from torch.optim import Optimizer
 
 from unvanish import reading
 from unvanish.torch.probe.probe import merge_units
-from unvanish.torch.probe.scopes import clean
 from unvanish.torch.rehearsal.copies import (
-    Working,
     grads_aside,
     preserved_generators,
     preserved_randomness,
     warming_up,
-    working_copy,
 )
 from unvanish.torch.rehearsal.experiments import experiments, format_experiments
+from unvanish.torch.rehearsal.moved import copy_of, loss_nudged, loss_with_others
 from unvanish.torch.rehearsal.objective import Objective, check_program, fresh
 from unvanish.torch.rehearsal.rehearse import find_birth, rehearse
 from unvanish.torch.views.cuts import confirmed
 from unvanish.torch.views.observe import Observation, observe
 from unvanish.torch.views.parameters import view_newborn
 from unvanish.torch.views.rank import stable_rank
-from unvanish.types import Flow, OptimizerView, Parameter, Site
+from unvanish.torch.views.time_cuts import confirmed_in_time
+from unvanish.types import Flow, OptimizerView, Site
 
 _MOST_BATCHES = 16
 _SCHEDULED = ("the schedule of the learning rate, which stands at 0: steps were made at its full rate",)
@@ -71,8 +70,14 @@ def flow_of(
 
         def moved(modules: tuple[str, ...]) -> float:
             assert optimizer is not None, "the user's, or ours in its place"
-            return _loss_with(_lost(parameters, modules), model, optimizer, goal, held[0])
+            return loss_with_others(parameters, modules, model, optimizer, goal, held[0])
 
+        def nudged(module: str = "", call: int = 0) -> float:
+            assert optimizer is not None, "the user's, or ours in its place"
+            return loss_nudged(module, call, model, optimizer, goal, held[0])
+
+        spatial = tuple(cut for cut in first.cuts if not cut.calls)
+        temporal = tuple(cut for cut in first.cuts if cut.calls)
         flow = Flow(
             sites=sites,
             parameters=parameters,
@@ -80,12 +85,12 @@ def flow_of(
             times=first.times,
             inputs=first.inputs,
             optimizer=_unscheduled(optimizer, view_optimizer(optimizer, given)),
-            cuts=confirmed(first.cuts, parameters, moved),
+            cuts=confirmed(spatial, parameters, moved) + confirmed_in_time(temporal, nudged, nudged),
             batch_size=first.batch_size,
             unobserved=(*unobserved(sites), *_SCHEDULED[: bool(warming_up(optimizer))]),
         )
         if reading.plain_depth(flow) >= _DEEP:
-            work, trained = _copy(model, optimizer, goal)
+            work, trained = copy_of(model, optimizer, goal)
             flow = replace(flow, stable_rank=stable_rank(work.model, trained, fresh(held[0])))
         if not first.loss.requires_grad:
             return flow
@@ -130,24 +135,18 @@ def _materialized(
     model: nn.Module, optimizer: Optimizer | None, goal: Objective, batch: Any
 ) -> tuple[nn.Module, Optimizer | None, Objective]:
     """Lazy layers get their shapes from a first batch: on a copy, which stands for the user's model from here on."""
-    work = working_copy(model, optimizer, (goal.loss_fn, goal.objective))
-    filled = Objective(*work.loss)
+    work, filled = copy_of(model, optimizer, goal)
     with torch.no_grad():
         filled.run(work.model, fresh(batch))
     filled.forget()
     return work.model, work.optimizer, filled
 
 
-def _copy(model: nn.Module, optimizer: Optimizer, goal: Objective) -> tuple[Working, Objective]:
-    work = working_copy(model, optimizer, (goal.loss_fn, goal.objective))
-    return work, Objective(*work.loss)
-
-
 def _probe(
     model: nn.Module, optimizer: Optimizer, goal: Objective, held: Sequence[Any]
 ) -> tuple[Observation, tuple[Site, ...]]:
     """Step 0 on two batches: a unit counts as dead only if it is dead in both."""
-    work, trained = _copy(model, optimizer, goal)
+    work, trained = copy_of(model, optimizer, goal)
     first = observe(work.model, work.optimizer, trained, fresh(held[0]))
     _refuse_foreign_graph(model)
     if len(held) < 2 or not first.loss.requires_grad:
@@ -157,23 +156,6 @@ def _probe(
     second = observe(work.model, work.optimizer, trained, fresh(held[1]))
     first = replace(first, parameters=(*first.parameters, *view_newborn(first.strangers, second.strangers)))
     return first, merge_units(first.sites, first.units, second.units)
-
-
-def _lost(parameters: Iterable[Parameter], modules: tuple[str, ...]) -> set[str]:
-    """Names of the trainable weights of these modules that the graph does not reach."""
-    return {p.name for p in parameters if p.requires_grad and not p.reached and p.name.rpartition(".")[0] in modules}
-
-
-def _loss_with(names: set[str], model: nn.Module, optimizer: Optimizer, goal: Objective, batch: Any) -> float:
-    """The loss of a fresh copy in which the weights of these names are others, from the same random state."""
-    work, trained = _copy(model, optimizer, goal)
-    source = torch.Generator().manual_seed(0)
-    with preserved_randomness(), torch.no_grad():
-        for name, parameter in work.model.named_parameters():
-            if clean(name) in names and parameter.numel():
-                noise = torch.randn(parameter.shape, generator=source).to(parameter)
-                parameter.add_(noise * (1 + parameter.abs().max()))
-        return float(trained.run(work.model, fresh(batch)))
 
 
 def _refuse_foreign_graph(model: nn.Module) -> None:
@@ -188,13 +170,13 @@ def _refuse_foreign_graph(model: nn.Module) -> None:
 
 def _train(flow: Flow, model: nn.Module, optimizer: Optimizer, goal: Objective, held: list[Any], steps: int) -> Flow:
     if not math.isfinite(flow.loss.value) or _gradient_broken(flow):
-        work, trained = _copy(model, optimizer, goal)
+        work, trained = copy_of(model, optimizer, goal)
         assert work.optimizer is not None, "copied with the model"
         flow = replace(flow, nonfinite=find_birth(work.model, work.optimizer, trained, fresh(held[0]), 0))
         return replace(flow, experiments=format_experiments(model, optimizer, goal, held[0], flow, max(steps, 40)))
     if steps == 0:
         return flow
-    work, trained = _copy(model, optimizer, goal)
+    work, trained = copy_of(model, optimizer, goal)
     assert work.optimizer is not None, "copied with the model"
     rehearsal = rehearse(work, work.optimizer, trained, held, steps)
     updated = {p.name: p for snapshot in rehearsal.snapshots[:1] for p in snapshot.parameters}

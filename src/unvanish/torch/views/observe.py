@@ -21,6 +21,7 @@ from unvanish.torch.views.inputs import view_inputs
 from unvanish.torch.views.losses import view_loss
 from unvanish.torch.views.parameters import view_parameters
 from unvanish.torch.views.strangers import nobodys
+from unvanish.torch.views.time_cuts import find_time_cuts
 from unvanish.types import Cut, InputView, LossView, Parameter, Site, TimeProfile
 
 
@@ -65,7 +66,8 @@ def before_backward(probe: Probe, loss: Tensor, inputs: Any, target: Tensor | No
     output = main_tensor(probe.scopes.output)
     graph = probe.attach(loss) if probe.connected(loss) else None
     view = view_loss(loss, graph, output, target)
-    return Before(graph, view, find_cuts(probe.scopes, graph), view_inputs(inputs, graph))
+    cuts = find_cuts(probe.scopes, graph) + find_time_cuts(probe.scopes, graph)
+    return Before(graph, view, cuts, view_inputs(inputs, graph))
 
 
 def finish(

@@ -139,6 +139,27 @@ def dot_data(ill: bool) -> Program:
     return Program(model, table("breast_cancer"), torch.optim.Adam(model.parameters(), lr=2e-2), nn.CrossEntropyLoss())
 
 
+class RowByRow(nn.Module):
+    """Reads an image row by row; the state is detached at each row, as if every row were a window of its own."""
+
+    def __init__(self, detach: bool) -> None:
+        super().__init__()
+        self.cell, self.head = nn.GRUCell(8, 32), nn.Linear(32, 10)
+        self.detach = detach
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = x.new_zeros(len(x), 32)
+        for row in x.flatten(1).split(8, dim=1):
+            state = self.cell(row, state.detach() if self.detach else state)
+        return self.head(state)
+
+
+@sick("disconnected", "cell", why="The state is detached at every time step: only the last row is learnt from.")
+def detached_state(ill: bool) -> Program:
+    model = RowByRow(ill)
+    return Program(model, digits(), torch.optim.Adam(model.parameters(), lr=3e-3), nn.CrossEntropyLoss())
+
+
 class StackedAutoencoder(nn.Module):
     """Two stages; the second runs on a NumPy copy of the first's code."""
 

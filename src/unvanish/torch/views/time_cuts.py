@@ -1,0 +1,58 @@
+"""Where the state that one call of a module hands to the next is cut off from its history, as by .detach()."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable
+
+from unvanish.torch.probe.graph import Graph
+from unvanish.torch.probe.scopes import Call, Scopes
+from unvanish.types import Cut
+
+_LOOP = 4  # calls of one module that make a loop over time
+
+
+def find_time_cuts(scopes: Scopes, graph: Graph | None) -> tuple[Cut, ...]:
+    """Modules called again and again with gradients on, of which only the last calls are in the loss's graph."""
+    if graph is None:
+        return ()
+    calls: dict[int, list[Call]] = defaultdict(list)
+    for call in scopes.calls:
+        if call.trainable and call.grad_enabled and call.end is not None:
+            calls[id(call.module)].append(call)
+    loops = [repeated for repeated in calls.values() if len(repeated) >= _LOOP]
+    numbers = sorted(vertex.number for vertex in graph.vertices) if loops else []
+    return tuple(cut for repeated in loops if (cut := _cut(repeated, numbers)) is not None)
+
+
+def _cut(calls: list[Call], numbers: list[int]) -> Cut | None:
+    reached = [_within(call, numbers) for call in calls]
+    lost = reached.index(True) if True in reached else 0
+    if lost < _LOOP - 1 or not all(reached[lost:]):
+        return None
+    name, count = calls[0].name, len(calls)
+    detail = f"only the last {count - lost} of {count} calls of {name or 'the model'} in the loss's graph"
+    return Cut(name, "time", (name,), detail, lost)
+
+
+def _within(call: Call, numbers: list[int]) -> bool:
+    first = bisect_left(numbers, call.start)
+    return first < len(numbers) and numbers[first] < (call.end or 0)
+
+
+def confirmed_in_time(
+    cuts: tuple[Cut, ...], plain: Callable[[], float], loss_with: Callable[[str, int], float]
+) -> tuple[Cut, ...]:
+    """The cuts behind calls on which the loss does depend: what they put out, moved at random, changes its value.
+
+    Args:
+        cuts: modules whose earlier calls are out of the graph.
+        plain: the loss of a fresh copy.
+        loss_with: the same where what this call of this module puts out was moved; calls are counted from 1.
+    """
+    if not cuts:
+        return ()
+    before = plain()
+    return tuple(c for c in cuts if not math.isclose(loss_with(c.where, c.calls), before, rel_tol=1e-5, abs_tol=1e-30))
