@@ -14,6 +14,7 @@ from unvanish.torch.gradcheck.many import products
 
 TOLERANCE = 1e-7
 _COARSE = 1e-4  # the limit up to which a measurement says something at the first try
+_CLEAR = (1e-2, 1e-5)  # what blurs a difference makes those with h and h/2 differ as much
 
 
 class Measure(NamedTuple):
@@ -37,6 +38,11 @@ class Measure(NamedTuple):
     def failed(self) -> bool:
         """Analytic and numeric derivative differ, and the differences are clear."""
         return self.error > self.allowed and self.allowed < 1
+
+    @property
+    def clear(self) -> bool:
+        """It failed by so much, with differences so sharp, that neither noise nor kinks can be behind it."""
+        return self.error >= _CLEAR[0] and self.allowed <= _CLEAR[1]
 
     @property
     def passed(self) -> bool:

@@ -18,6 +18,7 @@ _STEADY_STEPS = (1e-4, 1e-5, 1e-6)
 _FAILURES = (
     3  # one clear agreement is enough: chance gives it to an error e with probability 1e-7 / e; to fail takes more
 )
+_CLEAR_FAILURES = 2  # of those that chance gives with probability 1e-5 each, and nothing else can explain
 _DIRECTIONS = 2  # to be sure of a failure
 _HOPELESS = 100  # with rounding so many times the derivative no direction is lucky enough: the step is left out
 _BLURRED = 1e-2  # with a limit up to here agreement still says something
@@ -63,7 +64,7 @@ def verdict(probe: Probe, chosen: Sequence[int], steps: Sequence[float] = _STEPS
     found = _verdict(probe, chosen, steps)
     while found.right is False and leave_out_bent(probe, chosen):
         found = _verdict(probe, chosen, steps)
-    if found.right:
+    if found.right or _clear(found.measures, probe):
         return found
     with listening(probe, chosen) as loud:
         return _verdict(probe, chosen, steps) if loud or found.right is None else found
@@ -79,14 +80,21 @@ def _verdict(probe: Probe, chosen: Sequence[int], steps: Sequence[float]) -> Ver
         noise = measures[-1].rounding * step
         if measures[-1].passed and not any(m.failed for m in measures[:-1]):
             return Verdict(True, tuple(measures))
-        if sum(m.failed for m in measures) == _FAILURES:
+        failures = [m for m in measures if m.failed]
+        if len(failures) == (_CLEAR_FAILURES if _clear(failures, probe) else _FAILURES):
             break
     passed, failed = sum(m.passed for m in measures), sum(m.failed for m in measures)
     coarse = sum(m.error <= m.allowed <= _BLURRED for m in measures)
     if passed + coarse > failed:
         return Verdict(True, tuple(measures))
-    sure = failed > 1 and any(_steady(probe.repeated(chosen, _STEADY_STEPS)) for _ in range(_DIRECTIONS))
+    sure = failed > 1 and _clear(measures, probe)
+    sure = sure or failed > 1 and any(_steady(probe.repeated(chosen, _STEADY_STEPS)) for _ in range(_DIRECTIONS))
     return Verdict(False if sure else None, tuple(measures))
+
+
+def _clear(measures: Sequence[Measure], probe: Probe) -> bool:
+    """Can neither noise, which is small beside such a derivative, nor kinks explain these?"""
+    return bool(measures) and all(m.clear and m.scale > probe.most_noise() for m in measures)
 
 
 def _steady(measures: Iterable[Measure]) -> bool:
