@@ -116,7 +116,6 @@ REFUSED: dict[str, tuple[str, Callable[[], Any]]] = {
         "is a StepLR",
         lambda: diagnose(net(), CE, data(), torch.optim.lr_scheduler.StepLR(adam(net()), 1)),
     ),
-    "another model's optimizer": ("holds none of the model's", lambda: diagnose(net(), CE, data(), adam(net()))),
     "a model on meta": ("meta device", lambda: diagnose(net().to("meta"), CE, data())),
     "TorchScript": ("TorchScript", lambda: diagnose(torch.jit.trace(net(), torch.randn(2, 8)), CE, data())),
     "a lock inside": ("could not copy", lambda: diagnose(holding(threading.Lock()), CE, data())),

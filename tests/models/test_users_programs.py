@@ -397,6 +397,7 @@ RECTIFIERS: dict[str, Callable[[Tensor], Tensor]] = {
     "mask": lambda h: h * (h > 0),
     "where": lambda h: torch.where(h > 0, h, 0.0),
     "maximum": lambda h: torch.maximum(h, torch.zeros(())),
+    "masked_fill": lambda h: h.masked_fill(h <= 0, 0.0),
 }
 
 
@@ -496,3 +497,12 @@ def test_rectifiers_that_a_huge_step_kills_are_the_rates_fault() -> None:
     model = Net()
     found = root(diagnose(model, F.cross_entropy, digits(), torch.optim.SGD(model.parameters(), lr=1.5, momentum=0.9)))
     assert found.cause == "learning-rate-high"
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.LBFGS])
+def test_an_optimizer_of_another_model_is_a_finding_and_no_error(kind: type[torch.optim.Optimizer]) -> None:
+    model, earlier = mlp(), mlp()
+    before = [p.detach().clone() for p in earlier.parameters()]
+    found = diagnose(model, F.cross_entropy, digits(), kind(earlier.parameters(), lr=0.1)).findings
+    assert [(finding.cause, finding.where) for finding in found] == [("disconnected", ("optimizer",))]
+    assert all(map(torch.equal, before, earlier.parameters()))

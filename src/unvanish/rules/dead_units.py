@@ -12,7 +12,7 @@ from unvanish.types import Evidence, Finding, Flow, Site, Snapshot
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
 
-_BY_HAND = ("mul", "where", "maximum")  # by a mask or with zeros: the other factor carries no gradient
+_BY_HAND = ("mul", "where", "maximum", "masked_fill")  # by a mask or with zeros: nothing else carries a gradient
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,9 @@ def _verdict(probe: Probe, chosen: Sequence[int], steps: Sequence[float]) -> Ver
     coarse = sum(m.error <= m.allowed <= _BLURRED for m in measures)
     if passed + coarse > failed:
         return Verdict(True, tuple(measures))
-    sure = failed > 1 and _clear(measures, probe)
-    sure = sure or failed > 1 and any(_steady(probe.repeated(chosen, _STEADY_STEPS)) for _ in range(_DIRECTIONS))
+    sure = failed > 1 and (
+        _clear(measures, probe) or any(_steady(probe.repeated(chosen, _STEADY_STEPS)) for _ in range(_DIRECTIONS))
+    )
     return Verdict(False if sure else None, tuple(measures))
 
 

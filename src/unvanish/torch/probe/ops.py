@@ -111,7 +111,6 @@ STRUCTURE = {
     "Unfold",
     "Roll",
     "Flip",
-    "MaskedFill",
     "PackPaddedSequence",
 }
 FLAT = {"Round", "Floor", "Ceil", "Sign", "Trunc", "Heaviside"}  # zero derivative almost everywhere, by definition
