@@ -165,6 +165,11 @@ def test_a_watched_program_of_the_zoo_is_judged_as_by_diagnose(name: str, cause:
     assert (findings[0].cause if findings else None) == cause
 
 
+def test_a_state_seen_detached_at_every_step_is_noted_in_a_script_that_learns_all_the_same() -> None:
+    notes = watched("zoo_program.py", "detached_state").diagnoses[0].notes
+    assert any("only the last 1 of 8 calls of cell in the loss's graph" in note for note in notes)
+
+
 def test_steps_stops_the_script() -> None:
     ran = watched("digits.py", options=("--steps", "11"))
     assert len(ran.diagnoses[0].flow.steps) == 11

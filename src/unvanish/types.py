@@ -285,7 +285,7 @@ class NonFinite:
 class Cut:
     """A place where the graph ends although trainable parameters lie behind it.
 
-    ``calls`` = so many calls of the module in ``where`` are out of the graph while later ones are in it (op "time").
+    ``calls`` = so many calls of the module in ``where`` are out of the graph while later ones are in it.
     """
 
     where: str

@@ -192,7 +192,7 @@ class Disconnected(AbstractRule):
             base,
             replace(base, sites=(*base.sites, _own_function(-1.0))),
             _flows.plain(parameters=(*base.parameters, frozen, spare)),
-            replace(base, cuts=(Cut("cell", "time", ("cell",), "only the last 1 of 8 calls of cell", 7),)),
+            replace(base, cuts=(Cut("cell", "detach", ("cell",), "only the last 1 of 8 calls of cell", 7),)),
             _flows.plain(
                 parameters=(*base.parameters, deliberate),
                 cuts=(Cut("generator", "detach", ("generator",), "detached"),),
@@ -210,7 +210,7 @@ class Disconnected(AbstractRule):
             replace(
                 base, parameters=(lost,), cuts=(Cut("encoder", "detach", ("encoder",), "its output was detached"),)
             ),
-            replace(base, cuts=(Cut("cell", "time", ("cell",), "only the last 1 of 8 calls of cell", 7),)),
+            replace(base, cuts=(Cut("cell", "detach", ("cell",), "only the last 1 of 8 calls of cell", 7),)),
             replace(base, parameters=(*base.parameters, unlisted)),
             replace(base, parameters=(*base.parameters, in_list)),
             replace(base, parameters=(unlisted,)),

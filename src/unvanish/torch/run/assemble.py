@@ -56,9 +56,11 @@ class _Mine:
         return tuple(p for p in seen.parameters if self._belongs(p))
 
     def cuts(self, seen: Observation) -> tuple[Cut, ...]:
-        """A path is cut only if no loss between two steps reached what lies behind it."""
+        """A path is cut only if no loss between two steps reached what lies behind it, or a state was seen detached."""
         lost = {p.name.rpartition(".")[0] for p in self.parameters(seen) if p.requires_grad and not p.reached}
-        return tuple(cut for cut in seen.cuts if lost.intersection(cut.behind))
+        own = {p.name.rpartition(".")[0] for p in self.parameters(seen)}
+        detached = [cut for cut in seen.cuts if cut.calls and cut.op == "detach" and cut.where in own]
+        return (*(cut for cut in seen.cuts if not cut.calls and lost.intersection(cut.behind)), *detached)
 
     def _belongs(self, parameter: Parameter) -> bool:
         if parameter.name in self._own or not parameter.registered:

@@ -6,6 +6,7 @@ import math
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import pairwise
 
 from unvanish.torch.probe.graph import Graph
 from unvanish.torch.probe.scopes import Call, Scopes
@@ -34,7 +35,14 @@ def _cut(calls: list[Call], numbers: list[int]) -> Cut | None:
         return None
     name, count = calls[0].name, len(calls)
     detail = f"only the last {count - lost} of {count} calls of {name or 'the model'} in the loss's graph"
-    return Cut(name, "time", (name,), detail, lost)
+    handed_on = all(_handed_on(one, other) for one, other in pairwise(calls[: lost + 1]))
+    return Cut(name, "detach" if handed_on else "cut", (name,), detail, lost)
+
+
+def _handed_on(call: Call, following: Call) -> bool:
+    """Is the next call given what this one put out, in the same memory, without its history?"""
+    made = {tensor.storage for tensor in call.outputs if tensor.requires_grad and tensor.storage}
+    return any(tensor.storage in made and not tensor.requires_grad for tensor in following.inputs)
 
 
 def _within(call: Call, numbers: list[int]) -> bool:
