@@ -23,7 +23,8 @@ def _short_sum(g: Any, zero: Any) -> Any:
 
 
 @compiled(inline="never", fastmath=SUMS)
-def _wide_sum(g: Any) -> Any:
+def wide_sum(g: Any) -> Any:
+    """Sum of the squares, in float64."""
     total = 0.0
     for i in range(len(g)):
         wide = np.float64(g[i])
@@ -34,7 +35,7 @@ def _wide_sum(g: Any) -> Any:
 @compiled()
 def _square_sum(g: Any, zero: Any) -> Any:
     total = np.float64(_short_sum(g, zero))
-    return total if _SAFE[0] < total < _SAFE[1] else _wide_sum(g)
+    return total if _SAFE[0] < total < _SAFE[1] else wide_sum(g)
 
 
 @compiled(inline="never")

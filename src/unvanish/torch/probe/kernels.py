@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from unvanish.torch.loops.kernels import wide_sum
 from unvanish.torch.loops.numba_tools import SUMS, array, compiled
 
 _DOUBTFUL = 1e-6  # of the squares: what is left of a difference of squares has lost digits below
@@ -75,20 +76,11 @@ def many_moments(addresses: Any, outer: Any, samples: Any, features: Any, like: 
         result[k, 0], result[k, 1], result[k, 2] = moments(addresses[k], outer, samples, features, like)
 
 
-@compiled(inline="never", fastmath=SUMS)
-def _square_sum(x: Any) -> Any:
-    total = 0.0
-    for i in range(len(x)):
-        value = np.float64(x[i])
-        total += value * value
-    return total
-
-
 @compiled()
 def square_sums(addresses: Any, size: Any, like: Any, result: Any) -> None:
     """Sum of the squares of each of many tensors of one size."""
     for k in range(len(addresses)):
-        result[k] = _square_sum(array(addresses[k], size, like))
+        result[k] = wide_sum(array(addresses[k], size, like))
 
 
 @compiled(inline="always")

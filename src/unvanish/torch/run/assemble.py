@@ -57,8 +57,9 @@ class _Mine:
 
     def cuts(self, seen: Observation) -> tuple[Cut, ...]:
         """A path is cut only if no loss between two steps reached what lies behind it, or a state was seen detached."""
-        lost = {p.name.rpartition(".")[0] for p in self.parameters(seen) if p.requires_grad and not p.reached}
-        own = {p.name.rpartition(".")[0] for p in self.parameters(seen)}
+        parameters = self.parameters(seen)
+        lost = {p.name.rpartition(".")[0] for p in parameters if p.requires_grad and not p.reached}
+        own = {p.name.rpartition(".")[0] for p in parameters}
         detached = [cut for cut in seen.cuts if cut.calls and cut.op == "detach" and cut.where in own]
         return (*(cut for cut in seen.cuts if not cut.calls and lost.intersection(cut.behind)), *detached)
 
