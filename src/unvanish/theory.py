@@ -70,6 +70,11 @@ def small_signal_slope(activation: str) -> float:
     return _SLOPES.get(activation, 1.0)
 
 
+def is_known(activation: str) -> bool:
+    """Is this the name of an activation whose slope is known, and not counted as 1?"""
+    return activation in _SLOPES
+
+
 def critical_gain(activation: str) -> float:
     r"""Standard deviation of a weight times sqrt(fan_in) at which gradients neither shrink nor grow.
 
@@ -90,7 +95,7 @@ def critical_gain(activation: str) -> float:
 
     Source: Schoenholz et al. 2017, section 3, chi_1 = 1.
     """
-    if str(activation) not in _SLOPES:
+    if not is_known(str(activation)):
         near = get_close_matches(str(activation).lower(), _SLOPES, n=1)
         raise ValueError(
             f"No activation named {activation!r} is known. Expected one of {', '.join(_SLOPES)}. "

@@ -163,7 +163,8 @@ class LossView:
     ``feeding`` the op whose output the loss reads ("softmax", "sigmoid", "relu", "linear"...);
     ``reduction`` "mean", "sum", "none" or None; ``broadcast`` two shapes that silently broadcast to a larger
     one inside the loss; ``requires_grad`` = backward from it leads anywhere; ``parts`` = (kind, feeding op) of every
-    term where there are several; ``normalized_axis`` = the axis over which a softmax that the loss reads sums to 1.
+    term where there are several; ``normalized_axis`` = the axis over which a softmax that the loss reads sums to 1;
+    ``reordered`` = the shapes before and after a view that exchanges axes, where only a permute may.
     """
 
     value: float
@@ -184,6 +185,7 @@ class LossView:
     terms: int = 1
     parts: tuple[tuple[str, str], ...] = ()
     normalized_axis: int | None = None
+    reordered: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,12 +244,20 @@ class Snapshot:
 class Experiment:
     """An intervention on a copy: train on one fixed batch with one lever moved; the losses tell.
 
-    ``lever`` is "none" (the user's own setting), "learning-rate", "inputs-standardized", "targets-standardized" or
-    "float32" (all weights and data in full precision);
-    ``factor`` what the lever was multiplied by.  ``floor`` is the constant predictor's loss on that batch.
+    ``lever`` is "none" (the user's own setting), "learning-rate", "learning-rate-in-training" (on changing batches),
+    "eps" (the optimizer's), "inputs-standardized", "targets-standardized" or "float32" (all weights and data in full
+    precision); ``factor`` what the lever was multiplied by.  ``floor`` is the constant predictor's loss on that batch.
     """
 
-    lever: Literal["none", "learning-rate", "inputs-standardized", "targets-standardized", "float32"]
+    lever: Literal[
+        "none",
+        "learning-rate",
+        "learning-rate-in-training",
+        "eps",
+        "inputs-standardized",
+        "targets-standardized",
+        "float32",
+    ]
     factor: float
     losses: tuple[float, ...]
     floor: float | None = None

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from unvanish import reading, theory
 from unvanish.rules import _flows, _words
-from unvanish.types import Evidence, Finding, Flow
+from unvanish.types import Evidence, Finding, Flow, Site
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
 
@@ -108,14 +108,15 @@ class Initialization(AbstractRule):
     @staticmethod
     def _recipe(flow: Flow) -> str:
         """The first remedy with the numbers of the activations met here."""
-        met = list(dict.fromkeys(site.op for site in reading.activations(flow)))
-        if len(met) > 1:
-            gains = ", ".join(f"{1 / theory.small_signal_slope(op):.3g} for {op}" for op in met)
-            return f"initialise these layers at the critical gain: nn.init.orthogonal_(weight, gain), gain {gains}"
-        op, name = (met[0], met[0]) if met else ("linear", "a linear layer")
-        centred = ", bias = -weight.sum(1) / 2" if op == "sigmoid" else ""
-        gain = f"nn.init.orthogonal_(weight, gain={1 / theory.small_signal_slope(op):.3g})"
-        return f"initialise these layers at the critical gain of {name}: {gain}{centred}"
+        met = {_name(site): site.reference or 0.0 for site in reading.activations(flow)}
+        gains = {name: f"{math.exp(-log_slope):.3g}" for name, log_slope in met.items()}
+        if len(gains) > 1:
+            each = ", ".join(f"{gain} for {name}" for name, gain in gains.items())
+            return f"initialise these layers at the critical gain: nn.init.orthogonal_(weight, gain), gain {each}"
+        ((name, gain),) = gains.items() or (("a linear layer", "1"),)
+        centred = ", bias = -weight.sum(1) / 2" if name == "sigmoid" else ""
+        made = f"nn.init.orthogonal_(weight, gain={gain})"
+        return f"initialise these layers at the critical gain of {name}: {made}{centred}"
 
     @classmethod
     def healthy(cls) -> tuple[Flow, ...]:
@@ -141,3 +142,7 @@ class Initialization(AbstractRule):
             _flows.plain(depth=30, weights=0.55, stuck=True),
             tiny,
         )
+
+
+def _name(site: Site) -> str:
+    return site.op if theory.is_known(site.op) else "the activation written by hand"

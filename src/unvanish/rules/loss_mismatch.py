@@ -25,7 +25,8 @@ class LossMismatch(AbstractRule):
     so that even a perfect answer keeps a loss of ln(1 + (C-1)/e) and the gradient through the first softmax is small.
     The same holds for a sigmoid before BCEWithLogits.  NLLLoss and KLDivLoss take log-probabilities, over the classes
     and not over the batch; binary cross-entropy takes targets in [0, 1].  Predictions of shape (n, 1) against targets of
-    shape (n,) broadcast to (n, n): every prediction is pulled to the mean of all targets.  Targets outside the
+    shape (n,) broadcast to (n, n): every prediction is pulled to the mean of all targets.  A view where a permute is meant
+    mixes classes with positions.  Targets outside the
     range of the last activation can never be met.  MSE on a saturated sigmoid has slope p(1-p) near zero.  So has
     log(1 - D(G(z))) where D is sure (Goodfellow et al. 2014, section 3).  A sum instead of a mean multiplies the
     gradient, and so the step, by the number of elements.
@@ -39,6 +40,7 @@ class LossMismatch(AbstractRule):
     all_saturated: float = 0.95
     flat: float = 5.0  # nats
     stands: float = 1e-5
+    trains: float = 0.3
     idle: float = 0.06
     cause: ClassVar[Cause] = "loss-mismatch"
     title: ClassVar[str] = "the loss and what it is given do not fit"
@@ -113,6 +115,14 @@ class LossMismatch(AbstractRule):
                 "Expected: equal shapes. Use output.squeeze(-1) or target.unsqueeze(-1).",
                 "squeeze the output or unsqueeze the target so that shapes are equal",
             )  # fmt: skip
+        if flow.loss.reordered is not None and (reading.trains(flow) or 0.0) < self.trains:
+            before, after = flow.loss.reordered
+            yield self._finding(
+                flow, 0.93, f"The network's output of shape {before} is seen as {after} by a view or reshape before the loss. That "
+                "moves no numbers: scores of different classes and positions are mixed up. Expected: exchanged axes. Use "
+                "permute, transpose or movedim.",
+                "exchange axes with permute or transpose, not with view or reshape",
+            )  # fmt: skip
 
     def _constant_output(self, flow: Flow) -> Iterator[Finding]:
         shape, loss = flow.loss.output_shape, flow.loss
@@ -183,18 +193,24 @@ class LossMismatch(AbstractRule):
         """A loss without a known bottom that reads a sigmoid which the other player has saturated, as log(1 - D(G(z)))."""
         if flow.loss.floor is not None or not flow.snapshots or (reading.trains(flow) or 0.0) >= self.idle:
             return
-        last = [s for s in flow.snapshots[-1].sites if s.kind == "activation"][-1:]
-        flat = [s for s in last if s.op == "sigmoid" and (s.saturated or 0.0) >= self.all_saturated]
+        flat = self._flat_sigmoid(flow.snapshots[-1].sites)
         lost = max((s.saturation_loss or 0.0 for s in flat), default=0.0)
-        if lost > self.flat and (reading.largest_update(flow) or 1.0) < self.stands:
+        still = (reading.largest_update(flow) or 1.0) < self.stands or self._flat_sigmoid(flow.sites)
+        if lost > self.flat and still:
             yield self._finding(
                 flow, 0.85, f"The loss reads {flat[0].label}, a sigmoid that is saturated for nearly all samples by now: its slope "
-                f"leaves {math.exp(-lost):.1g} of the gradient, and no weight moves. Expected: a loss whose gradient is large "
+                f"leaves {math.exp(-lost):.1g} of the gradient. Expected: a loss whose gradient is large "
                 "where the answer is wrong. Use its non-saturating form, -log D(G(z)) in place of log(1 - D(G(z))), on the "
                 "logits: binary_cross_entropy_with_logits.",
                 "use the non-saturating loss: binary_cross_entropy_with_logits against the labels you want to be seen",
                 flat[0].label,
             )  # fmt: skip
+
+    def _flat_sigmoid(self, sites: tuple[Site, ...]) -> list[Site]:
+        """The last activation, if it is a saturated sigmoid that nothing but the loss reads."""
+        last = [s for s in sites if s.kind == "activation"][-1:]
+        read = all(s.kind == "loss" for s in sites if last and s.order > last[0].order)
+        return [s for s in last if s.op == "sigmoid" and (s.saturated or 0.0) >= self.all_saturated and read]
 
     def _finding(self, flow: Flow, confidence: float, message: str, remedy: str, place: str | None = None) -> Finding:
         where = tuple(dict.fromkeys(name for name in ("loss", place, flow.loss.feeding_name) if name))

@@ -20,7 +20,8 @@ class Saturation(AbstractRule):
     weights lose against the critical ones.  Saturation is the verdict only where S dominates and the units are really
     flat (derivative below 5 % of the best); "sigmoid saturates" is usually wrong: default weights lose by B, with not
     one saturated unit.  The wrong lever makes it worse: larger weights deepen saturation.  Gates are meant to saturate;
-    they count only where all are shut, nothing goes around what they multiply, and the network does not learn.
+    they count only where all are shut, nothing goes around what they multiply, and the network does not learn.  So it is
+    with the softmax of an attention: one-hot rows are what training may lead to, at the start they pass no gradient.
 
     Cure: recentre (bias so that the mean input is 0), shrink the weights that feed the layer, standardise the inputs,
     or normalise before the activation; where training pushed the units there, lower the learning rate.
@@ -28,6 +29,9 @@ class Saturation(AbstractRule):
 
     flat: float = 0.6
     shut: float = 0.95
+    sharp: float = 0.8
+    idle: float = 0.1
+    memorized: float = 0.6  # of one batch: values alone can be learnt by heart so far, whatever is looked at
     passes: float = 0.05
     least: float = 2.0
     trains: float = 0.3
@@ -48,6 +52,9 @@ class Saturation(AbstractRule):
         at_start = self._flat(flow.sites)
         if at_start and self._matters(flow, at_start):
             return self._finding(flow, at_start, "from the first step on", 0.9)
+        sharp = [s for s in flow.sites if s.kind == "softmax" and s.inputs and (s.saturated or 0.0) >= self.sharp]
+        if sharp and (reading.trains(flow) or 0.0) < self.idle and (reading.progress(flow) or 0.0) < self.memorized:
+            return self._one_hot(flow, sharp)
         if reading.learns(flow):
             return None
         closed = self._closed(flow.sites)
@@ -110,6 +117,29 @@ class Saturation(AbstractRule):
             source=self.source,
         )
 
+    def _one_hot(self, flow: Flow, sharp: list[Site]) -> Finding:
+        """Attention whose scores are so large that each query sees one key from the start."""
+        worst = max(sharp, key=lambda s: s.saturated or 0)
+        share = 100 * (worst.saturated or 0)
+        scale = "divide the scores by sqrt(d) of the keys"
+        return Finding(
+            cause=self.cause,
+            where=tuple(dict.fromkeys(label for s in sharp for label in (*_asking(flow, s), s.label))),
+            confidence=0.8,
+            severity="high",
+            evidence=(
+                Evidence(f"one-hot rows in {worst.label}", share, "%", "below 20 % at the start"),
+                *reading.learning_evidence(flow),
+            ),
+            message=(
+                f"The softmax at {worst.label} is one-hot in {share:.0f} % of its rows from the first step on: queries and keys get "
+                f"next to no gradient. Expected: scores of standard deviation about 1. To mend it: {scale}, or shrink "
+                "the weights that make queries and keys."
+            ),
+            remedies=(scale, "shrink the weights that make queries and keys", "or normalise queries and keys"),
+            source="Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1",
+        )
+
     @classmethod
     def healthy(cls) -> tuple[Flow, ...]:
         return (
@@ -119,6 +149,8 @@ class Saturation(AbstractRule):
             _flows.plain(saturation=2.0, saturated=0.9),
             cls._gated(passes=1.0),
             cls._gated(passes=1e-6, around=True),
+            cls._attending(0.95, stuck=False),
+            cls._attending(0.3, stuck=True),
         )
 
     @classmethod
@@ -129,6 +161,7 @@ class Saturation(AbstractRule):
             _flows.plain(saturation=2.5, saturated=0.95, stuck=True),
             replace(base, snapshots=(pushed,)),
             cls._gated(passes=1e-6),
+            cls._attending(0.95, stuck=True),
         )
 
     @staticmethod
@@ -149,3 +182,22 @@ class Saturation(AbstractRule):
         product = Site("net", "mul", "merge", order + 1, (64, 32), inputs=(1, order))
         total = Site("net", "add", "merge", order + 2, (64, 32), inputs=(1, order + 1))
         return replace(base, sites=(*base.sites, gate, product, *(total,) * around))
+
+    @staticmethod
+    def _attending(one_hot: float, *, stuck: bool) -> Flow:
+        """An attention in which so many rows see one key only."""
+        base = _flows.plain(stuck=stuck)
+        order = len(base.sites)
+        scores = Site("att:matmul", "matmul", "attention", order, (64, 8), inputs=(0, 2))
+        rows = Site("att:softmax", "softmax", "softmax", order + 1, (64, 8), inputs=(order,), saturated=one_hot)
+        return replace(base, sites=(*base.sites, scores, rows))
+
+
+def _asking(flow: Flow, softmax: Site) -> list[str]:
+    """Labels of the weights that make the queries and keys of this softmax."""
+    by_order = {site.order: site for site in flow.sites}
+    site = softmax
+    while site.kind != "attention" and len(site.inputs) == 1 and site.inputs[0] in by_order:
+        site = by_order[site.inputs[0]]
+    made = [by_order[order] for order in site.inputs if order in by_order]
+    return [one.label for one in made if one.kind == "linear"]

@@ -23,8 +23,9 @@ from unvanish.torch.probe.moments import MomentQueue
 
 SATURATING = {"tanh": 1.0, "sigmoid": 0.25, "hardtanh": 1.0, "hardsigmoid": 1 / 6, "relu6": 1.0, "softsign": 1.0}
 _RISING = {"tanh", "sigmoid", "relu", "relu6", "leaky_relu", "hardtanh", "hardsigmoid", "elu", "selu", "softplus"}
-_FLAT_SHARE = 0.05
-_ZERO = 1e-6  # a derivative below this passes nothing in float32 training
+FLAT_SHARE = 0.05
+_ALONE = 0.99  # of a softmax's row: p (1 - p) is 4 % of its best
+NO_SLOPE = 1e-6  # a derivative below this passes nothing in float32 training
 _REAL = frozenset({"float32", "float64", "float16", "bfloat16"})
 
 _aten: Any = torch.ops.aten  # resolved once: the look-up costs more than the call
@@ -53,7 +54,7 @@ class Units:
     @property
     def alive(self) -> Tensor:
         """The units whose derivative was not zero on all samples; one that is not a number is not zero."""
-        return ~(self.peaks[self.row] <= _ZERO)
+        return ~(self.peaks[self.row] <= NO_SLOPE)
 
 
 _units = maker(Units)
@@ -157,8 +158,8 @@ class UnitQueue:
         shown = [i for i, number in enumerate(group.numbers) if number >= 0]
         if shown:
             self._outputs.add_small([group.numbers[i] for i in shown], [group.values[i] for i in shown])
-        flat = _FLAT_SHARE * SATURATING.get(op, 0.0)
-        peaks, low, dead = small.slopes(op if kept else "", group.values, axis, flat, _ZERO)
+        flat = FLAT_SHARE * SATURATING.get(op, 0.0)
+        peaks, low, dead = small.slopes(op if kept else "", group.values, axis, flat, NO_SLOPE)
         self._store(op, group.keys, peaks, low, dead)
 
     def _store(self, op: str, keys: list[int], peaks: Tensor, low: list[float], dead: list[float]) -> None:
@@ -180,7 +181,7 @@ class UnitQueue:
             highest = slopes.amax(dim=rest) if rest else slopes.clone()
             peaks = highest if peaks is None else torch.maximum(peaks, highest)
             if op in SATURATING:
-                low = slopes.lt_(_FLAT_SHARE * SATURATING[op]).flatten(1)  # in place: 0 and 1 as floats
+                low = slopes.lt_(FLAT_SHARE * SATURATING[op]).flatten(1)  # in place: 0 and 1 as floats
                 flat = [a + b for a, b in zip(flat, low.sum(dim=1, dtype=torch.float32).tolist(), strict=True)]
         assert peaks is not None, "a stack has a piece"
         count = stack[0].numel()
@@ -220,10 +221,28 @@ def _pieces(stack: Tensor, axis: int) -> tuple[Tensor, ...]:
 def _dead(peaks: Tensor) -> list[float]:
     """Per row the share of units whose largest derivative is zero."""
     rows, count = len(peaks), peaks[0].numel()
-    if float(peaks.amin()) > _ZERO:  # the usual case; with a NaN it is not known
+    if float(peaks.amin()) > NO_SLOPE:  # the usual case; with a NaN it is not known
         return [0.0] * rows
-    flat: list[int] = (peaks <= _ZERO).flatten(1).count_nonzero(dim=1).tolist()
+    flat: list[int] = (peaks <= NO_SLOPE).flatten(1).count_nonzero(dim=1).tolist()
     return [one / count for one in flat]
+
+
+def one_hot_share(vertex: Vertex) -> float | None:
+    """Share of a softmax's rows that one entry has nearly to itself: they pass next to no gradient."""
+    axis = softmax_axis(vertex)
+    if axis is None or vertex.op != "softmax" or vertex.shape[axis] < 2 or 0 in vertex.shape or not readable(vertex):
+        return None
+    highest: Tensor = vertex.node._saved_result.detach().amax(dim=axis)
+    return float((highest > _ALONE).count_nonzero()) / highest.numel()
+
+
+def softmax_axis(vertex: Vertex) -> int | None:
+    """The axis along which the outputs of this softmax sum to 1."""
+    if vertex.kind != "softmax" or not vertex.shape or not hasattr(vertex.node, "_saved_dim"):
+        return None
+    axis = int(vertex.node._saved_dim)
+    axis = axis - (1 << 64) if axis >= 1 << 63 else axis  # autograd shows -1 as an unsigned number
+    return axis % len(vertex.shape)
 
 
 def readable(vertex: Vertex) -> bool:

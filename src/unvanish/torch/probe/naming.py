@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from unvanish.torch.probe.graph import Graph, Vertex
 from unvanish.torch.probe.scopes import Call, Scopes, clean
+
+_LISTS = (nn.ParameterList, nn.ParameterDict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,9 @@ def names_of(model: nn.Module) -> Names:
     modules: dict[int, str] = {}
     parameters: dict[int, str] = {}
     for name, module in model.named_modules():
-        path = modules[id(module)] = clean(name)
+        path = clean(name)
+        if not isinstance(module, _LISTS):  # these are never called: their weights have names of their own
+            modules[id(module)] = path
         for short, parameter in module._parameters.items():
             if parameter is not None and id(parameter) not in parameters:
                 parameters[id(parameter)] = f"{path}.{short}" if path else short
@@ -55,7 +59,7 @@ class Namer:
         named = []
         calls = self._calls
         for vertex, owner in zip(graph.vertices, owners, strict=True):
-            parameter = self._weight(vertex.parameters) if vertex.parameters else None
+            parameter = self._weight(vertex.parameters, graph.leaves) if vertex.parameters else None
             path = paths[id(vertex)] = self._path(vertex, owner, parameter, paths)
             kind = path, vertex.op
             call = calls.get(kind, 0)
@@ -65,12 +69,12 @@ class Namer:
             named.append(SiteName(path, call, parameter, outside))
         return named
 
-    def _weight(self, parameters: tuple[int, ...]) -> str | None:
-        """Name of the weight: the first parameter that is no bias, else the first."""
+    def _weight(self, parameters: tuple[int, ...], leaves: dict[int, Tensor]) -> str | None:
+        """Name of the weight: the first parameter that is a matrix and no bias, else the first."""
         first = None
         for parameter in parameters:
             name = self._parameters.get(parameter)
-            if name is not None and not name.endswith("bias"):
+            if name is not None and leaves[parameter].dim() > 1 and not name.endswith("bias"):
                 return name
             first = first or name
         return first
@@ -79,9 +83,8 @@ class Namer:
         if owner is not None and not owner.parent and owner.name:
             return owner.name
         if parameter is not None and vertex.kind in ("linear", "convolution", "embedding", "normalization"):
-            module, _, last = parameter.rpartition(".")
-            owned = module in self._modules and module and not last.isdigit()  # nn.ParameterList numbers its own
-            return module if owned else parameter
+            module, _, _ = parameter.rpartition(".")
+            return module if module and module in self._modules else parameter
         if vertex.hidden or vertex.kind in ("activation", "softmax", "other"):
             near = next((paths[id(below)] for _, below in vertex.data if paths[id(below)]), "")
             if vertex.hidden:

@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unvanish.torch.probe.activations import DERIVATIVES, UnitQueue, Units, readable
+from unvanish.torch.probe.activations import DERIVATIVES, UnitQueue, Units, one_hot_share, readable
 from unvanish.torch.probe.buffers import QUEUE_BYTES, QUEUE_LENGTH
 from unvanish.torch.probe.graph import Graph, Vertex, read_graph
+from unvanish.torch.probe.handmade import Handmade, become_sites, find_handmade
 from unvanish.torch.probe.naming import Namer, Names
 from unvanish.torch.probe.norms import Norms
 from unvanish.torch.probe.recurrent import TimeWatch
@@ -57,6 +58,8 @@ class Probe:
         self._grad_in: dict[int, int] = {}
         self._zeros: dict[int, float] = {}
         self._counts: dict[int, int | None] = {}
+        self._one_hot: dict[int, float | None] = {}
+        self._handmade: list[Handmade] = []
         self._hooks: list[Any] = []
 
     @contextmanager
@@ -95,8 +98,13 @@ class Probe:
                     self._look_at_activation(index, vertex)
                 elif vertex.kind == "normalization":
                     self._counts[index] = normalized_count(vertex)
+                elif vertex.kind == "softmax":
+                    self._one_hot[index] = one_hot_share(vertex)
             self._units.finish()  # before the backward pass: what waits would stay alive through it
             self._hook(shown)
+            self._handmade = find_handmade(self.graph)
+            for one in self._handmade:
+                self._hooks += one.hook(self._norms)
         return self.graph
 
     def _hook(self, shown: list[tuple[int, Vertex]]) -> None:
@@ -173,13 +181,18 @@ class Probe:
 
     def _describe(self, graph: Graph) -> tuple[tuple[Site, ...], dict[int, Units]]:
         units = self._units.finish()
+        handmade = become_sites(graph, self._handmade)
+        units.update((index, one.units) for index, one in handmade.items() if one.units is not None)
         owners = self.scopes.owners([vertex.number for vertex in graph.vertices])
         names = Namer(self.scopes, self._names).names(graph, owners)
         log_out = self._norms.logs()
         log_in = {index: log_out.get(slot) for index, slot in self._grad_in.items()}
+        log_in.update((index, log_out.get(one.slot)) for index, one in handmade.items())
+        slopes = {index: one.log_slope for index, one in handmade.items()}
         forward = self.scopes.moments.finish()
         bad = self._norms.nonfinite
-        sites = describe(graph, names, Measured(forward, log_out, log_in, units, self._zeros, bad, self._counts))
+        seen = Measured(forward, log_out, log_in, units, self._zeros, bad, self._counts, self._one_hot, slopes)
+        sites = describe(graph, names, seen)
         shown = (index for index, vertex in enumerate(graph.vertices) if not vertex.hidden)
         return sites, {order: units[index] for order, index in enumerate(shown) if index in units}
 

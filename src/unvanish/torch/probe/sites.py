@@ -27,14 +27,17 @@ class Measured:
     zeros: dict[int, float]
     nonfinite: dict[int, int]
     counts: dict[int, int | None]
+    one_hot: dict[int, float | None]
+    log_slopes: dict[int, float]  # best slope of the activations that no table knows
 
 
 def describe(graph: Graph, names: list[SiteName], measured: Measured) -> tuple[Site, ...]:
     """The sites of a graph in forward order."""
     sources, depths = topology(graph)
-    references = _references(graph)
+    references = _references(graph, measured.log_slopes)
     forward, out, into = measured.forward.get, measured.log_out.get, measured.log_in.get
     lived, zeros, bad, counts = measured.units.get, measured.zeros.get, measured.nonfinite.get, measured.counts.get
+    one_hot = measured.one_hot.get
     sites: list[Site] = []
     for index, vertex in enumerate(graph.vertices):
         if vertex.hidden:
@@ -58,7 +61,7 @@ def describe(graph: Graph, names: list[SiteName], measured: Measured) -> tuple[S
                 log_grad_in=into(index),
                 reference=references.get(index),
                 dead=None if unit is None else unit.dead,
-                saturated=None if unit is None else unit.saturated,
+                saturated=one_hot(index) if unit is None else unit.saturated,
                 zero_gradient=zeros(index),
                 nonfinite_gradient=bad(index, 0),
                 normalized_count=counts(index),
@@ -97,7 +100,7 @@ def _log_slope(op: str) -> float:
     return math.log(theory.small_signal_slope(op))
 
 
-def _references(graph: Graph) -> dict[int, float]:
+def _references(graph: Graph, log_slopes: dict[int, float]) -> dict[int, float]:
     """A_ref per activation, and per linear or convolution the A_ref of the activation it feeds (0: it feeds none)."""
     references: dict[int, float] = {}
     fed: dict[int, float] = {}  # id of a linear vertex -> A_ref of the activation it feeds
@@ -107,7 +110,8 @@ def _references(graph: Graph) -> dict[int, float]:
             references[index] = fed.get(id(vertex), 0.0)
         if vertex.kind != "activation":
             continue
-        references[index] = _log_slope(vertex.op)
+        known = log_slopes.get(index)
+        references[index] = _log_slope(vertex.op) if known is None else known
         below = vertex.data[0][1] if vertex.data else None
         while below is not None and (below.hidden or below.kind == "normalization") and len(below.data) == 1:
             below = below.data[0][1]

@@ -11,11 +11,13 @@ from typing import Any
 
 from torch import Tensor
 
-from unvanish.torch.probe.activations import readable
+from unvanish.torch.probe.activations import readable, softmax_axis
 from unvanish.torch.probe.graph import Graph, Vertex
 from unvanish.torch.probe.moments import moments
 from unvanish.torch.views.divergences import divergence
 from unvanish.torch.views.floors import Reading, constant_loss, floor_by_value, floor_of, soft_floor
+from unvanish.torch.views.shapes import broadcast, reordered
+from unvanish.torch.views.smoothing import smoothed_floor
 from unvanish.types import LossView
 
 __all__ = ["constant_loss", "view_loss"]
@@ -49,26 +51,30 @@ def view_loss(loss: Tensor, graph: Graph | None, output: Tensor | None, target: 
 
 def _from_graph(view: LossView, graph: Graph, output: Tensor | None, target: Tensor | None) -> LossView:
     nodes = [vertex for vertex in graph.vertices if vertex.kind == "loss"]
-    broadcast = _broadcast(graph, None if target is None else tuple(target.shape))
+    wide = broadcast(graph, None if target is None else tuple(target.shape))
     if not nodes:
-        return _by_hand(replace(view, broadcast=broadcast), graph.root, output, target)
+        return _by_hand(replace(view, broadcast=wide), graph.root, output, target)
     if len(nodes) > 1:
         parts = tuple((one.kind, one.reads.op if one.reads is not None else "") for one in map(_read, nodes))
-        return replace(view, terms=len(nodes), broadcast=broadcast, parts=parts, **_fed(_feeding(graph.root)))
+        return replace(view, terms=len(nodes), broadcast=wide, parts=parts, **_fed(_feeding(graph.root)))
     reading = _read(nodes[0])
     seen = reading.target if reading.target is not None else target
-    view = replace(view, kind=reading.kind, broadcast=broadcast, normalized_axis=reading.axis, **_fed(reading.reads))
+    view = replace(view, kind=reading.kind, broadcast=wide, normalized_axis=reading.axis, **_fed(reading.reads))
     reduction = getattr(reading.vertex.node, "_saved_reduction", None)
     view = replace(view, reduction=_REDUCTIONS.get(int(reduction)) if reduction is not None else None)
+    view = replace(view, reordered=reordered(reading.vertex))
     if reading.target is not None:
         view = _with_target(view, reading.target)
     if reading.saved is not None:
         view = replace(view, output_saturated=_saturated(reading), classes=_classes(reading))
     if seen is None or graph.root is None:
         return view
-    if broadcast is not None:
+    if wide is not None:
         return replace(view, floor=constant_loss(reading.kind, seen))
-    return replace(view, floor=floor_of(reading, view.value, graph.root, seen))
+    floor = floor_of(reading, view.value, graph.root, seen)
+    if floor is None and reading.kind == "cross_entropy":
+        floor = smoothed_floor(graph.root, reading.vertex, seen, view.value)
+    return replace(view, floor=floor)
 
 
 def _by_hand(view: LossView, root: Vertex | None, output: Tensor | None, target: Tensor | None) -> LossView:
@@ -78,7 +84,7 @@ def _by_hand(view: LossView, root: Vertex | None, output: Tensor | None, target:
     if feeding is not None and feeding.op == "log_softmax" and target is not None and feeding.shape == target.shape:
         floor = soft_floor(view.value, feeding, target)
         return replace(
-            view, kind="cross_entropy", floor=floor, normalized_axis=_axis(feeding), **_fed(_site_below(feeding))
+            view, kind="cross_entropy", floor=floor, normalized_axis=softmax_axis(feeding), **_fed(_site_below(feeding))
         )
     given = divergence(root)
     if given is not None and given.op != "log_softmax":
@@ -96,19 +102,10 @@ def _after(vertex: Vertex, output: Tensor | None) -> bool:
     return output is not None and output.grad_fn is not None and vertex.number > output.grad_fn._sequence_nr()
 
 
-def _axis(vertex: Vertex | None) -> int | None:
-    """The axis along which the outputs of this softmax sum to 1."""
-    if vertex is None or vertex.kind != "softmax" or not hasattr(vertex.node, "_saved_dim"):
-        return None
-    axis = int(vertex.node._saved_dim)
-    axis = axis - (1 << 64) if axis >= 1 << 63 else axis  # autograd shows -1 as an unsigned number
-    return axis % max(1, len(vertex.shape))
-
-
 def _read(vertex: Vertex) -> Reading:
     """Kind of a loss node and what it reads; LogSoftmax below a negative log likelihood is one cross-entropy."""
     kind, reads = vertex.op, _site_below(vertex)
-    axis = _axis(reads)
+    axis = None if reads is None else softmax_axis(reads)
     saved = target = None
     if readable(vertex):
         saved = getattr(vertex.node, "_saved_self", None)
@@ -163,29 +160,3 @@ def _saturated(reading: Reading) -> float | None:
         return None
     near = (saved < _SATURATED) | (saved > 1 - _SATURATED)
     return float(near.float().mean())
-
-
-def _broadcast(graph: Graph, target: tuple[int, ...] | None) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """(n, 1) predictions against (n,) targets, or the reverse: each prediction meets every target, (n, n)."""
-    for vertex in graph.vertices:
-        widened = len(vertex.shape) == 2 and vertex.shape[0] == vertex.shape[1] > 1
-        by_loss = vertex.stem == "Expand" or (vertex.op in ("sub", "add", "mul") and vertex.kind == "other")
-        if not (widened and by_loss and len(vertex.data) == 1):
-            continue
-        source, count = vertex.data[0][1], vertex.shape[0]
-        column, row = (count, 1), (count,)
-        fits = source.shape == column or (source.shape == row and target == column)
-        if fits and _reaches_loss_only(vertex, graph):
-            return source.shape, row if source.shape == column else column
-    return None
-
-
-def _reaches_loss_only(vertex: Vertex, graph: Graph) -> bool:
-    """No weight is applied after this vertex: it stands in the loss."""
-    after = {id(vertex)}
-    for other in graph.vertices:
-        if any(id(below) in after for _, below in other.data):
-            after.add(id(other))
-            if other.parameters or other.kind in ("linear", "convolution", "attention"):
-                return False
-    return True

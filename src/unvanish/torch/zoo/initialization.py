@@ -184,3 +184,27 @@ def conv_twenty(ill: bool) -> Program:
             nn.init.kaiming_normal_(conv.weight)
             nn.init.zeros_(conv.bias)
     return Program(model, digits(32, image=True), torch.optim.Adam(model.parameters(), lr=1e-3), nn.CrossEntropyLoss())
+
+
+class ParameterTanh(nn.Module):
+    """Matrices in a dictionary, and a tanh of plain ops, as old tutorials have them."""
+
+    def __init__(self, gain: float | None) -> None:
+        super().__init__()
+        sizes = [64, 64, 64, 64, 64, 64, 10]
+        self.weights = nn.ParameterDict()
+        for index, (a, b) in enumerate(pairwise(sizes)):
+            self.weights[f"w{index}"] = nn.Parameter(torch.randn(b, a) * (a**-0.5 if gain is None else gain))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for index in range(6):
+            x = F.linear(x, self.weights[f"w{index}"])
+            if index < 5:
+                x = (torch.exp(x) - torch.exp(-x)) / (torch.exp(x) + torch.exp(-x))
+        return x
+
+
+@sick("initialization", r"weights\.", why="0.01 * randn under a tanh written by hand: 13 times too small.")
+def hundredth_by_hand(ill: bool) -> Program:
+    model = ParameterTanh(0.01 if ill else None)
+    return Program(model, digits(), torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), nn.CrossEntropyLoss())

@@ -209,3 +209,30 @@ def sigmoid_decoder_raw_pixels(ill: bool) -> Program:
     model = Decoder(nn.Sigmoid())
     batches = [(x, 16 * x if ill else x) for x, _ in pixels()]
     return Program(model, batches, torch.optim.Adam(model.parameters(), lr=1e-2), nn.MSELoss())
+
+
+class DilatedTagger(nn.Module):
+    """Tags every character by the one before and itself."""
+
+    def __init__(self, permuted: bool, width: int = 32, tags: int = 6) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, width)
+        self.convs = nn.ModuleList(nn.Conv1d(width, width, 3, padding=k, dilation=k) for k in (1, 2))
+        self.norms = nn.ModuleList(nn.GroupNorm(4, width) for _ in range(2))
+        self.out = nn.Linear(width, tags)
+        self.permuted = permuted
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x).transpose(1, 2)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            h = h + F.gelu(norm(conv(h)))
+        y = self.out(h.transpose(1, 2))
+        return y.transpose(1, 2) if self.permuted else y.reshape(y.shape[0], y.shape[2], y.shape[1])
+
+
+@sick("loss-mismatch", "loss", why="(batch, time, tags) is reshaped, not transposed, to what cross-entropy wants.")
+def reshaped_tags(ill: bool) -> Program:
+    model = DilatedTagger(permuted=not ill)
+    x = torch.randint(20, (16, 32, 24))
+    batches = [(one, (one + one.roll(1, 1)) % 6) for one in x]
+    return Program(model, batches, torch.optim.Adam(model.parameters(), lr=3e-3), nn.CrossEntropyLoss())

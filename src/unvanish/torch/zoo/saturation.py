@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unvanish.torch.zoo._case import Program, sick
-from unvanish.torch.zoo._data import digits, table
+from unvanish.torch.zoo._data import digits, pixels, table
 
 # mypy: disable-error-code="no-any-return"
 
@@ -88,3 +88,67 @@ def sparse_autoencoder(ill: bool) -> Program:
     model = SparseAutoencoder(-20.0 if ill else 0.0)
     batches = [(x, x) for x, _ in table("digits")]
     return Program(model, batches, torch.optim.Adam(model.parameters(), lr=1e-2), nn.MSELoss())
+
+
+class HandmadeSigmoids(nn.Module):
+    """Sigmoid layers as a textbook writes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.first, self.second):
+            x = 1 / (1 + torch.exp(-layer(x)))
+        return self.out(x)
+
+
+@sick(
+    "saturation",
+    r"^first|^second",
+    why="Weights of U(0, 1) drive sigmoids, written by hand, to 1.",
+    accept=("initialization",),
+)
+def handmade_sigmoids(ill: bool) -> Program:
+    model = HandmadeSigmoids()
+    for layer in (model.first, model.second):
+        if ill:
+            nn.init.uniform_(layer.weight)
+        else:
+            nn.init.xavier_uniform_(layer.weight)
+    return Program(model, pixels(), torch.optim.Adam(model.parameters(), lr=5e-3), nn.CrossEntropyLoss())
+
+
+class Lookup(nn.Module):
+    """The first row asks; the item that has its key answers, found by dot products."""
+
+    def __init__(self, scale: float, keys: int = 8, classes: int = 6, width: int = 256) -> None:
+        super().__init__()
+        self.query, self.key = nn.Linear(keys + classes, width), nn.Linear(keys + classes, width)
+        self.value, self.out = nn.Linear(keys + classes, width), nn.Linear(width, classes)
+        for part in (self.query, self.key):
+            nn.init.normal_(part.weight)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        asked, items = x[:, 0], x[:, 1:]
+        scores = self.scale * torch.einsum("bd,btd->bt", self.query(asked), self.key(items))
+        return self.out(torch.einsum("bt,btd->bd", scores.softmax(-1), self.value(items)))
+
+
+@sick(
+    "saturation",
+    r"^query|^key|softmax",
+    why="Scores of standard deviation 60 and more are not divided by sqrt(d): each query sees one key.",
+    accept=("initialization",),
+)
+def unscaled_scores(ill: bool) -> Program:
+    model = Lookup(1.0 if ill else 1 / 256)
+    keys = torch.stack([torch.randperm(8) for _ in range(768)])
+    values, asked = torch.randint(6, (768, 8)), torch.randint(8, (768,))
+    items = 2 * torch.cat([F.one_hot(keys, 8), F.one_hot(values, 6)], -1).float()
+    picked = keys[torch.arange(768), asked]
+    query = 2 * F.pad(F.one_hot(picked, 8), (0, 6)).float().unsqueeze(1)
+    x, y = torch.cat([query, items], 1), values[torch.arange(768), asked]
+    batches = list(zip(x.split(64), y.split(64), strict=True))
+    return Program(model, batches, torch.optim.Adam(model.parameters(), lr=3e-3), nn.CrossEntropyLoss())

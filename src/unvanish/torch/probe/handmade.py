@@ -1,0 +1,169 @@
+"""Activations written by hand: several elementwise ops between two layers, read as the one activation they are.
+
+To autograd ``1 / (1 + exp(-x))`` is a chain of neg, exp, add, reciprocal and mul.  Its derivative needs no formula: for
+an elementwise function it is, unit by unit, the gradient that arrives below the chain divided by the one above.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unvanish.torch.probe.activations import FLAT_SHARE, NO_SLOPE, Units
+from unvanish.torch.probe.graph import Graph, Vertex
+from unvanish.torch.probe.norms import Norms, dense
+
+_CURVED = frozenset(
+    {"Exp", "Exp2", "Expm1", "Erf", "Erfc", "Log", "Log1p", "Log2", "Pow", "Sqrt", "Rsqrt", "Reciprocal", "Abs"}
+    | {"Atan", "Asinh", "Sinh", "Cosh", "Logaddexp"}
+)
+_STRAIGHT = frozenset({"Add", "Sub", "Rsub", "Mul", "Div", "Neg"})
+_PIECES = frozenset({"Where", "Maximum", "Minimum", "Clamp", "ClampMin", "ClampMax", "Sign", "Sgn", "MaskedFill"})
+_COPIES = frozenset({"Clone", "ToCopy", "Alias"})
+_ELEMENTWISE = _CURVED | _STRAIGHT | _PIECES | _COPIES
+_ABOVE = frozenset({"linear", "convolution", "normalization", "recurrent", "attention", "merge"})
+_WEIGHTED = frozenset({"linear", "convolution", "recurrent"})
+_STEEPEST = (0.25, 1.0)  # best slope of the usual bounded activations: sigmoid's and tanh's
+_REDUCTIONS = frozenset(
+    {"Mean", "Sum", "Var", "VarMean", "Std", "StdMean", "Prod", "Logsumexp", "LinalgVectorNorm", "Norm"}
+)
+_FAINT = 1e-30  # a float32 gradient below this has lost digits, and so has a quotient of two
+
+
+@dataclass(slots=True, eq=False)
+class Handmade:
+    """A function of ``source``'s output, element by element, whose value is ``result``'s output."""
+
+    source: Vertex
+    result: Vertex
+    above: Tensor | None = None  # the gradient that arrived at the result, until the one at the source comes
+    units: Units | None = None
+    log_slope: float = 0.0  # ln of the largest derivative seen, within what usual activations have
+    slot: int = -1
+
+    def hook(self, norms: Norms) -> list[Any]:
+        """Watch the gradients above and below; the norm of the one below goes to ``slot``."""
+        self.slot = norms.slot()
+        return [
+            self.result.node.register_prehook(self._arrived_above),
+            self.source.node.register_prehook(partial(self._arrived_below, norms)),
+        ]
+
+    def _arrived_above(self, gradients: tuple[Tensor | None, ...]) -> None:
+        self.above = gradients[0]
+
+    def _arrived_below(self, norms: Norms, gradients: tuple[Tensor | None, ...]) -> None:
+        below, above, self.above = gradients[0], self.above, None
+        if below is None:
+            return
+        norms.put(self.slot, below)
+        if above is not None and below.shape == above.shape and not below.is_complex():
+            self._measure(dense(below).abs(), dense(above).abs())
+
+    def _measure(self, below: Tensor, above: Tensor) -> None:
+        known = above > _FAINT
+        if not bool(known.any()):
+            return
+        slopes = torch.where(known, below / above, math.nan)
+        steepest = min(max(float(slopes.nan_to_num(0.0).max()), _STEEPEST[0]), _STEEPEST[1])
+        axis = 1 if _kind_above(self.source) == "convolution" and below.ndim > 2 else below.ndim - 1
+        rest = [dim for dim in range(below.ndim) if dim != axis]
+        peaks = slopes.nan_to_num(-1.0).amax(dim=rest) if rest else slopes
+        peaks = torch.where(peaks < 0, math.nan, peaks)  # no gradient was seen to arrive at this unit
+        flat = float((slopes < FLAT_SHARE * steepest).sum()) / float(known.sum())
+        self.log_slope = math.log(steepest)
+        self.units = Units(peaks.unsqueeze(0), 0, flat, float((peaks <= NO_SLOPE).sum()) / peaks.numel())
+
+
+def find_handmade(graph: Graph) -> list[Handmade]:
+    """The activations written by hand between two layers of a graph.
+
+    All that reads the source must lead to the one result, so that the gradients at both belong together; weights must
+    come after it, else it may be a loss.
+    """
+    if not any(vertex.stem in _CURVED for vertex in graph.vertices):
+        return []
+    regions = _regions(graph)
+    if not regions:
+        return []
+    weighted, reduced = _before_weights(graph), _reduced(graph)
+    found = (_function(source, members, reduced) for source, members in regions)
+    return [one for one in found if one is not None and id(one.result) in weighted]
+
+
+def become_sites(graph: Graph, handmade: list[Handmade]) -> dict[int, Handmade]:
+    """Make those that were measured activations of the graph; returns them by the index of their result."""
+    measured = {id(one.result): one for one in handmade if one.units is not None}
+    if not measured:
+        return {}
+    found = {}
+    for index, vertex in enumerate(graph.vertices):
+        one = measured.get(id(vertex))
+        if one is not None:
+            found[index] = one
+            vertex.kind, vertex.data = "activation", [(0, one.source)]
+    return found
+
+
+def _regions(graph: Graph) -> list[tuple[Vertex, list[Vertex]]]:
+    """Sources, and all that is computed of each of them alone, element by element, some of it curved."""
+    origin: dict[int, Vertex] = {}
+    members: dict[int, tuple[Vertex, list[Vertex]]] = {}
+    for vertex in graph.vertices:
+        if vertex.stem not in _ELEMENTWISE or not vertex.data:
+            continue
+        sources = {id(found): found for found in (origin.get(id(below), below) for _, below in vertex.data)}
+        (source, *others) = sources.values()
+        if others or source.shape != vertex.shape or _kind_above(source) not in _ABOVE:
+            continue
+        origin[id(vertex)] = source
+        members.setdefault(id(source), (source, []))[1].append(vertex)
+    return [one for one in members.values() if any(vertex.stem in _CURVED for vertex in one[1])]
+
+
+def _kind_above(vertex: Vertex) -> str:
+    while vertex.hidden and len(vertex.data) == 1:
+        vertex = vertex.data[0][1]
+    return vertex.kind
+
+
+def _before_weights(graph: Graph) -> set[int]:
+    """Vertices from which the forward pass still comes to a layer with weights."""
+    before: set[int] = set()
+    for vertex in reversed(graph.vertices):
+        if vertex.kind in _WEIGHTED or id(vertex) in before:
+            before.update(id(below) for _, below in vertex.data)
+    return before
+
+
+def _reduced(graph: Graph) -> set[int]:
+    """Vertices that a sum or mean reads."""
+    reduced: set[int] = set()
+    for vertex in reversed(graph.vertices):
+        if vertex.stem in _REDUCTIONS or (vertex.hidden and id(vertex) in reduced):
+            reduced.update(id(below) for _, below in vertex.data)
+    return reduced
+
+
+def _function(source: Vertex, members: list[Vertex], reduced: set[int]) -> Handmade | None:
+    """The curved part of these ops; None where more than one of them, or the source itself, is read from outside.
+
+    One curved op before a sum is part of a variance, a norm or a softmax.
+    """
+    inside = Counter(id(below) for vertex in members for _, below in vertex.data)
+    results = [vertex for vertex in members if vertex.readers > inside[id(vertex)]]
+    if len(results) != 1 or source.readers != inside[id(source)]:
+        return None
+    result = results[0]
+    while (result.stem in _STRAIGHT or result.stem in _COPIES) and len(result.data) == 1:
+        result = result.data[0][1]  # a scale or a shift behind it belongs to the next layer
+        if result is source or result.readers > 1:
+            return None
+    alone = sum(vertex.stem in _CURVED for vertex in members) == 1
+    return None if alone and id(result) in reduced else Handmade(source, result)
