@@ -18,8 +18,8 @@ class LearningRateHigh(AbstractRule):
 
     Signs: the loss rises above its start, jumps, or becomes NaN after a few steps; single updates are as large as the
     weights (healthy: 1e-4 to 1e-2 of them); rectifiers die and bounded units saturate after the first steps.  A rising or
-    jumping curve alone proves nothing: the verdict needs the same network to learn with a smaller rate, tried on a copy,
-    or rectifiers that fired at the start and are dead after such steps.
+    jumping curve alone proves nothing: the verdict needs the same network to learn with a smaller rate, tried on a copy
+    (one batch by heart; or, where that goes well and the training does not, on changing batches), or rectifiers that fired at the start and are dead after such steps.
 
     Cure: the learning rate times the factor that worked here; warm-up; clipping the gradient's norm.
     """
@@ -38,29 +38,29 @@ class LearningRateHigh(AbstractRule):
     )
 
     def check(self, flow: Flow) -> Finding | None:
-        idle = (reading.trains(flow) or 0.0) < self.idle  # one batch was learnt by heart, the training goes nowhere
-        if reading.learns(flow) and not idle:
+        if flow.optimizer is not None and not flow.optimizer.given:
             return None
+        trained = reading.best_in_training(flow)
+        if trained is not None:
+            return self._finding(flow, trained.factor, 0.88, "the same network learns on changing batches")
+        learns, largest = reading.learns(flow), self._largest(flow)
+        if learns and ((reading.trains(flow) or 0.0) >= self.idle or largest < self.update):
+            return None  # below idle, one batch was learnt by heart and the training goes nowhere
         helped = reading.best_lever(flow, "learning-rate", below=1.0)
-        largest = max((s.largest_update_ratio or 0.0 for s in flow.steps[:12]), default=0.0)
+        if helped is not None:
+            return self._finding(flow, helped.factor, 0.9, "the same network learns")
         wild = largest > self.update and (reading.grew(flow.steps) or flow.nonfinite is not None)
-        calmed = wild and reading.relieves(flow, "learning-rate", below=1.0)
-        killed = largest > self.update and self._killed(flow)
-        if helped is None and not calmed and not killed and (flow.experiments or not wild):
-            return None
-        if reading.learns(flow) and largest < self.update:
-            return None
-        factor = None if helped is None else helped.factor
-        confidence = 0.9 if factor else 0.82 if calmed or killed else 0.7
-        proof = (
-            "a smaller one keeps the loss from running away"
-            if calmed
-            else "rectifiers that fired at the start are dead after some steps of this size"
-            if killed
-            else "the loss runs away"
-        )
-        given = flow.optimizer is None or flow.optimizer.given
-        return self._finding(flow, largest, factor, confidence, proof) if given else None
+        if wild and reading.relieves(flow, "learning-rate", below=1.0):
+            return self._finding(flow, None, 0.82, "a smaller one keeps the loss from running away")
+        if largest > self.update and self._killed(flow):
+            dead = "rectifiers that fired at the start are dead after some steps of this size"
+            return self._finding(flow, None, 0.82, dead)
+        return self._finding(flow, None, 0.7, "the loss runs away") if wild and not flow.experiments else None
+
+    @staticmethod
+    def _largest(flow: Flow) -> float:
+        """The largest update of a weight in the first steps, as a share of the weight."""
+        return max((s.largest_update_ratio or 0.0 for s in flow.steps[:12]), default=0.0)
 
     def _killed(self, flow: Flow) -> bool:
         """Did most units of a rectifier that fired at the start never fire again?"""
@@ -68,10 +68,11 @@ class LearningRateHigh(AbstractRule):
         later = [s for snapshot in flow.snapshots for s in snapshot.sites if s.label in alive]
         return any((s.dead or 0.0) >= self.dead for s in later)
 
-    def _finding(self, flow: Flow, largest: float, factor: float | None, confidence: float, proof: str) -> Finding:
+    def _finding(self, flow: Flow, factor: float | None, confidence: float, proof: str) -> Finding:
+        largest = self._largest(flow)
         rates = flow.optimizer.learning_rates if flow.optimizer else ()
         rate = max(rates, default=float("nan"))
-        proof = f"with {rate * factor:.2g} (times {factor:g}) the same network learns" if factor else proof
+        proof = f"with {rate * factor:.2g} (times {factor:g}) {proof}" if factor else proof
         return Finding(
             cause=self.cause,
             where=("optimizer",),
@@ -107,4 +108,10 @@ class LearningRateHigh(AbstractRule):
         fired = _flows.plain(activation="relu", stuck=True)
         killed = Snapshot(10, _flows.with_site(fired, 3, dead=0.95).sites, fired.parameters)
         struck = replace(fired, steps=(Step(0, 2.3, 0.0, 0.1, 0.6), *fired.steps[1:]), snapshots=(killed,))
-        return (_flows.lever(_flows.plain(stuck=True), "learning-rate", 0.1), seen, struck)
+        idle = replace(_flows.plain(), steps=_flows.plain(stuck=True).steps)
+        return (
+            _flows.lever(_flows.plain(stuck=True), "learning-rate", 0.1),
+            seen,
+            struck,
+            _flows.lever(idle, "learning-rate-in-training", 0.1),
+        )

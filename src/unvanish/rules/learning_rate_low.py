@@ -66,6 +66,10 @@ class LearningRateLow(AbstractRule):
             return self._finding(
                 flow, 0.85, f"Clipping leaves {100 * left:.2g} % of the gradient", "clip at a larger norm"
             )
+        smaller = reading.best_lever(flow, "eps")
+        if smaller is not None and flow.optimizer.eps is not None:
+            what = f"The optimizer's eps of {flow.optimizer.eps:.3g}, and not the gradient's size, divides the steps"
+            return self._finding(flow, 0.92, what, f"set eps back to {flow.optimizer.eps * smaller.factor:.0e}")
         helped = reading.best_lever(flow, "learning-rate", above=1.0)
         if helped is None or ratio is None or ratio > self.update or reading.decline(flow) > self.moves:
             return None
@@ -169,4 +173,5 @@ class LearningRateLow(AbstractRule):
             replace(still, steps=emptied),
             replace(still, steps=emptied[:4]),  # certain after a few
             replace(still, steps=faded),
+            _flows.lever(replace(slow, optimizer=OptimizerView("Adam", (1e-3,), 10.0, adaptive=True)), "eps", 1e-9),
         )

@@ -12,19 +12,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from unvanish import reading
+from unvanish.torch.rehearsal.altered import features_last, movable, standardized, widened
 from unvanish.torch.rehearsal.copies import working_copy
 from unvanish.torch.rehearsal.objective import Objective, fresh
 from unvanish.torch.rehearsal.rehearse import take_step
-from unvanish.torch.views.inputs import view_inputs
 from unvanish.torch.views.parameters import is_low_precision
 from unvanish.types import Experiment, Flow
 
 _FACTORS = (0.1, 0.01, 10.0, 100.0)
+_SLOWER = (0.1, 0.01)
+_USUAL_EPS, _LARGE_EPS = 1e-8, 1e-3
+_BRISK, _FIRST, _IDLE = 0.1, 12, 0.1  # update / weight, in the first steps, of a training that removes so little
 _GOOD_RATIOS = (0.01, 0.1)  # update / weight of a brisk but sound step
 _PATIENCE = 3  # a loss that still falls gets up to four times the steps
 _STILL = 0.005  # fall per quarter, as a share of the first loss
@@ -35,37 +37,47 @@ _ENOUGH = 0.5  # this much progress on one batch settles that the network can le
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """To learn one batch by heart: every ``run`` trains a fresh copy of the user's program for ``steps`` steps.
+    """To learn the first batch by heart: every ``run`` trains a fresh copy of the user's program for ``steps`` steps.
 
-    ``floor`` is the constant predictor's loss on the batch, None where it is not known.
+    ``floor`` is the constant predictor's loss on the batch, None where it is not known; ``last`` = features lie along
+    the last axis of the input.
     """
 
     model: nn.Module
     optimizer: Optimizer
     objective: Objective
-    batch: Any
+    batches: Sequence[Any]
     steps: int
     floor: float | None
+    last: bool = False
 
-    def run(self, lever: str = "none", factor: float = 1.0, patience: int = 0) -> Experiment:
-        """Train with one lever moved; up to ``patience`` times ``steps`` more where the loss still falls at the end."""
+    def run(self, lever: str = "none", factor: float = 1.0) -> Experiment:
+        """Train with one lever moved; longer where the loss still falls at the end.
+
+        A lever is waited for only where it has already beaten the constant predictor.
+        """
         work = working_copy(self.model, self.optimizer, (self.objective.loss_fn, self.objective.objective))
         assert work.optimizer is not None, "the optimizer is copied with the model"
-        batch, floor = self.batch, self.floor
-        if lever == "learning-rate":
-            for group in work.optimizer.param_groups:
-                group["lr"] = group["lr"] * factor if group.get("lr") is not None else None
+        batches, floor = self.batches[:1], self.floor
+        if lever.startswith("learning-rate"):
+            _scale(work.optimizer, "lr", factor)
+        if lever == "learning-rate-in-training":
+            batches = self.batches
+        if lever == "eps":
+            _scale(work.optimizer, "eps", factor)
         if lever == "float32":
             work.model.float()
             work.optimizer.state.clear()
-            batch = _widened(batch)
+            batches = [widened(batches[0])]
         if lever.endswith("standardized"):
-            batch = _standardized(batch, inputs=lever.startswith("inputs"))
+            batches = [standardized(batches[0], inputs=lever.startswith("inputs"), last=self.last)]
             floor = 1.0 if lever.startswith("targets") and floor is not None else floor
-        training = _train(work.model, work.optimizer, Objective(*work.loss), batch)
+        training = _train(work.model, work.optimizer, Objective(*work.loss), batches)
         made = Experiment(lever, factor, tuple(itertools.islice(training, self.steps)), floor)  # type: ignore[arg-type]
-        while patience > 0 and (made.progress or 0.0) < _ENOUGH and _falling(made.losses[-self.steps :], floor):
-            patience -= 1
+        near = _NEAR if lever == "none" else 1.0
+        for _ in range(_PATIENCE):
+            if (made.progress or 0.0) >= _ENOUGH or not _falling(made.losses[-self.steps :], floor, near):
+                break
             made = replace(made, losses=(*made.losses, *itertools.islice(training, self.steps)))
         return made
 
@@ -77,18 +89,23 @@ class Attempt:
             return ()
 
 
-def _falling(losses: Sequence[float], floor: float | None) -> bool:
+def _falling(losses: Sequence[float], floor: float | None, near: float) -> bool:
     """Is the end clearly below what came just before it, and near enough to the floor that a longer look can tell?"""
     quarter = len(losses) // 4
     if quarter < 2 or not all(map(math.isfinite, losses)):
         return False
     before, end = (statistics.median(losses[-k * quarter :][:quarter]) for k in (2, 1))
-    return before - end > _STILL * abs(losses[0]) and (floor is None or end < _NEAR * floor)
+    return before - end > _STILL * abs(losses[0]) and (floor is None or end < near * floor)
 
 
-def _train(model: nn.Module, optimizer: Optimizer, objective: Objective, batch: Any) -> Iterator[float]:
+def _scale(optimizer: Optimizer, setting: str, factor: float) -> None:
+    for group in optimizer.param_groups:
+        group[setting] = group[setting] * factor if group.get(setting) is not None else None
+
+
+def _train(model: nn.Module, optimizer: Optimizer, objective: Objective, batches: Sequence[Any]) -> Iterator[float]:
     """The losses of a training without end; it stops where the loss leaves the numbers or requires no gradient."""
-    while True:
+    for batch in itertools.cycle(batches):
         optimizer.zero_grad()
         loss = objective.run(model, fresh(batch))
         value = float(loss.detach())
@@ -100,7 +117,7 @@ def _train(model: nn.Module, optimizer: Optimizer, objective: Objective, batch: 
 
 
 def experiments(
-    model: nn.Module, optimizer: Optimizer, objective: Objective, batch: Any, flow: Flow, steps: int
+    model: nn.Module, optimizer: Optimizer, objective: Objective, batches: Sequence[Any], flow: Flow, steps: int
 ) -> tuple[Experiment, ...]:
     """Overfit one batch; if that fails, move the number format, the scales and the learning rate, one at a time.
 
@@ -108,24 +125,27 @@ def experiments(
         model: the user's model; only copies of it are trained.
         optimizer: the user's optimizer, or ours where none was given (then its learning rate is not questioned).
         objective: how a batch becomes a loss.
-        batch: the batch to learn by heart.
+        batches: the first is the batch to learn by heart.
         flow: what is known so far: the constant predictor's loss, the optimizer, the updates.
         steps: optimizer steps per experiment.
 
     Returns:
         The experiments made, the unmoved one first.
     """
-    attempt = Attempt(model, optimizer, objective, batch, steps, flow.loss.floor)
-    base = attempt.run(patience=_PATIENCE)
+    attempt = Attempt(model, optimizer, objective, batches, steps, flow.loss.floor, features_last(flow))
+    base = attempt.run()
     reached = base.progress or 0.0
     levers: list[tuple[str, float]] = []
     if reached < 0.9:
         scales = ("inputs-standardized", "targets-standardized")
-        levers += [(lever, 1.0) for lever in scales if _movable(objective, batch, lever)]
+        levers += [(lever, 1.0) for lever in scales if movable(objective, batches[0], lever)]
     if reached < _ENOUGH or (reached < 0.9 and (reading.trains(flow) or 0.0) < _NOTHING):
         if any(is_low_precision(p) for p in model.parameters()):
             levers.append(("float32", 1.0))
         levers += [("learning-rate", factor) for factor in _factors(flow)]
+        levers += [("eps", _USUAL_EPS / eps) for eps in _large_eps(flow)]
+    if reached >= reading.LEARNS and len(batches) > 1 and _too_brisk(flow):
+        levers += [("learning-rate-in-training", factor) for factor in _SLOWER]
     return (base, *(made for lever, factor in levers for made in attempt.tried(lever, factor)))
 
 
@@ -135,7 +155,7 @@ def format_experiments(
     """For a low-precision network that is not finite at the first step: is it so in float32 too?"""
     if steps == 0 or not any(is_low_precision(p) for p in model.parameters()):
         return ()
-    return Attempt(model, optimizer, objective, batch, steps, flow.loss.floor).tried("float32")
+    return Attempt(model, optimizer, objective, [batch], steps, flow.loss.floor).tried("float32")
 
 
 def _factors(flow: Flow) -> tuple[float, ...]:
@@ -148,32 +168,15 @@ def _factors(flow: Flow) -> tuple[float, ...]:
     return (*_FACTORS, *(good / ratio for good in _GOOD_RATIOS))
 
 
-def _widened(batch: Any) -> Any:
-    """The batch with its half-precision tensors in float32."""
-    if isinstance(batch, Tensor):
-        return batch.float() if batch.is_floating_point() else batch
-    if isinstance(batch, dict):
-        return {key: _widened(value) for key, value in batch.items()}
-    return type(batch)(_widened(part) for part in batch) if isinstance(batch, tuple | list) else batch
+def _large_eps(flow: Flow) -> tuple[float, ...]:
+    """An adaptive optimizer's eps that is no mere guard against a division by zero."""
+    view = flow.optimizer
+    large = view is not None and view.given and view.adaptive and (view.eps or 0.0) > _LARGE_EPS
+    return (view.eps,) if large and view is not None and view.eps is not None else ()
 
 
-def _movable(objective: Objective, batch: Any, lever: str) -> bool:
-    """Only pairs of plain floating tensors can be standardised, and only odd scales are worth a try."""
-    if objective.loss_fn is None or not isinstance(batch, tuple | list) or len(batch) != 2:
-        return False
-    part = batch[0] if lever.startswith("inputs") else batch[1]
-    if not isinstance(part, Tensor) or not part.is_floating_point() or part.ndim == 0 or len(part) < 2:
-        return False
-    (view,) = view_inputs(part, None)
-    assert view.moments is not None, "floating tensors are measured"
-    spread = view.feature_spread or 1.0
-    return not 0.05 < view.moments.rms < 5 or spread > 20 or abs(view.moments.mean) > 4 * (view.moments.batch_std or 1)
-
-
-def _standardized(batch: Any, *, inputs: bool) -> tuple[Any, Any]:
-    """(input, target) with one of the two brought to mean 0 and standard deviation 1 per feature."""
-    part = batch[0] if inputs else batch[1]
-    axes = [0] if part.ndim <= 2 else [0, *range(2, part.ndim)]
-    std = part.std(dim=axes, keepdim=True, correction=0)
-    scaled = (part - part.mean(dim=axes, keepdim=True)) / torch.where(std > 0, std, torch.ones_like(std))
-    return (scaled, batch[1]) if inputs else (batch[0], scaled)
+def _too_brisk(flow: Flow) -> bool:
+    """One batch is learnt by heart, the training itself goes nowhere, and its first steps were large."""
+    largest = max((step.largest_update_ratio or 0.0 for step in flow.steps[:_FIRST]), default=0.0)
+    given = flow.optimizer is not None and flow.optimizer.given
+    return given and largest > _BRISK and (reading.trains(flow) or 0.0) < _IDLE

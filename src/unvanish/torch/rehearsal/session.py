@@ -193,7 +193,7 @@ def _train(flow: Flow, model: nn.Module, optimizer: Optimizer, goal: Objective, 
         snapshots=tuple(rehearsal.snapshots[1:]),
         nonfinite=rehearsal.nonfinite,
     )
-    return replace(flow, experiments=experiments(model, optimizer, goal, held[0], flow, max(steps, 40)))
+    return replace(flow, experiments=experiments(model, optimizer, goal, held, flow, max(steps, 40)))
 
 
 def _gradient_broken(flow: Flow) -> bool:

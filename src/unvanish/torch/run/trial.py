@@ -96,7 +96,7 @@ def tried(trial: Trial, flow: Flow, steps: int = 40) -> tuple[Experiment, ...]:
     data = batch.inputs if batch.target is None else (batch.inputs, batch.target)
     assert optimizer is not None, "copied with the model"
     with preserved_randomness(), torch.enable_grad(), unheard():
-        return experiments(model, optimizer, objective, data, replace(flow, loss=batch.loss), steps)
+        return experiments(model, optimizer, objective, [data], replace(flow, loss=batch.loss), steps)
 
 
 def _rebuilt(kind: str, reduction: str | None) -> Callable[[Any, Tensor], Tensor]:

@@ -177,3 +177,38 @@ def adagrad_millionth(ill: bool) -> Program:
     model = MLP(10, 1)
     optimizer = torch.optim.Adagrad(model.parameters(), lr=1e-6 if ill else 2e-2)
     return Program(model, column(table("diabetes")), optimizer, nn.SmoothL1Loss())
+
+
+@sick("learning-rate-low", "optimizer", why="Adam's eps of 10 divides the steps instead of the gradient's size.")
+def adam_eps_ten(ill: bool) -> Program:
+    model = nn.Sequential(nn.Linear(64, 48), nn.SiLU(), nn.Linear(48, 24), nn.SiLU(), nn.Linear(24, 64))
+    batches = [(x + 0.3 * torch.randn_like(x), x) for x, _ in table("digits")]
+    return Program(
+        model, batches, torch.optim.Adam(model.parameters(), lr=3e-3, eps=10.0 if ill else 1e-8), nn.MSELoss()
+    )
+
+
+class PatchTransformer(nn.Module):
+    """A vision transformer for the digits: sixteen patches of four pixels."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(1, width, 2, stride=2)
+        self.position = nn.Parameter(0.02 * torch.randn(16, width))
+        layer = nn.TransformerEncoderLayer(width, 4, 64, dropout=0.0, batch_first=True, norm_first=True)
+        self.blocks = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.patch(x).flatten(2).transpose(1, 2) + self.position
+        return self.head(self.norm(self.blocks(h).mean(1)))
+
+
+@sick("learning-rate-high", "optimizer", why="SGD's 0.1 for Adam: a batch can be learnt by heart, the digits are not.")
+def vit_tenth(ill: bool) -> Program:
+    model = PatchTransformer()
+    rate = 0.1 if ill else 2e-3
+    return Program(
+        model, digits(image=True), torch.optim.Adam(model.parameters(), lr=rate),
+        nn.CrossEntropyLoss(label_smoothing=0.05),
+    )  # fmt: skip
