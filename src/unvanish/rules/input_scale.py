@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -35,6 +36,7 @@ class InputScale(AbstractRule):
     gross: float = 100.0
     gross_target: float = 1000.0
     far: float = 10.0
+    beyond: float = 1e4
     trained: float = 0.1
     enough: float = 0.9
     cause: ClassVar[Cause] = "input-scale"
@@ -53,14 +55,15 @@ class InputScale(AbstractRule):
 
     def _inputs(self, flow: Flow) -> Finding | None:
         odd = [view for view in flow.inputs if self._odd(view)]
-        if not odd or (reading.progress(flow) or 0.0) >= self.enough:
+        beyond = bool(odd) and self._beyond(flow, odd[0])
+        if not odd or ((reading.progress(flow) or 0.0) >= self.enough and not beyond):
             return None
         view, helped = odd[0], reading.best_lever(flow, "inputs-standardized")
         relieved = reading.relieves(flow, "inputs-standardized")
         fine = reading.learns(flow) and not self._slow(flow)
         tried = any(e.lever == "inputs-standardized" for e in flow.experiments)
         alone = not (tried and not self._gross(view)) and self._stressed(flow) and not fine
-        if helped is None and not relieved and not alone:
+        if helped is None and not relieved and not alone and not beyond:
             return None
         assert view.moments is not None, "only measured inputs are odd"
         return Finding(
@@ -88,8 +91,15 @@ class InputScale(AbstractRule):
     def _stressed(self, flow: Flow) -> bool:
         """Units driven to their flat parts, or a loss far above what guessing reaches."""
         flat = any((s.saturated or 0) > 0.8 or (s.dead or 0) > 0.8 for s in reading.activations(flow))
+        flat = flat or any(s.log_grad_in == -math.inf for s in flow.sites if s.kind == "recurrent")  # all gates shut
         floor = flow.loss.floor
         return flat or (floor is not None and not flow.loss.value < self.far * floor)
+
+    def _beyond(self, flow: Flow, view: InputView) -> bool:
+        """A loss without a known bottom that is far above all that the inputs hold; from there any fall looks large."""
+        assert view.moments is not None, "only measured inputs are odd"
+        energy = view.moments.rms**2 * view.moments.count / (flow.batch_size or 1)
+        return flow.loss.floor is None and flow.loss.value > self.beyond * max(1.0, energy)
 
     def _slow(self, flow: Flow) -> bool:
         """In training, on changing batches, next to nothing of the constant predictor's loss is removed."""
@@ -161,5 +171,6 @@ class InputScale(AbstractRule):
         return (
             _flows.lever(stuck, "inputs-standardized"),
             _flows.with_site(stuck, 1, saturated=0.99),
+            _flows.plain(inputs=(raw,), loss=LossView(1e22)),
             _flows.lever(_flows.plain(stuck=True, loss=prices), "targets-standardized"),
         )

@@ -13,6 +13,7 @@ from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
 
 _AVERAGES = ("mean", "avg_pool2d", "avg_pool1d", "avg_pool3d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
+_ROOTS = ("sqrt", "rsqrt", "std")
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Normalization(AbstractRule):
         """A mean over what was normalised to mean 0 is the same for every sample."""
         if reading.learns(flow):
             return None
-        norms = {s.order: s for s in flow.sites if s.kind == "normalization"}
+        norms = {s.order: s for s in flow.sites if s.kind == "normalization"} | _by_hand(flow)
         means = [s for s in flow.sites if s.op in _AVERAGES and any(order in norms for order in s.inputs)]
         for mean in means:
             told = [s.forward.separation for s in flow.sites if mean.order in s.inputs and s.forward is not None]
@@ -107,15 +108,16 @@ class Normalization(AbstractRule):
 
     @staticmethod
     def _residual(flow: Flow, merges: list[Site]) -> bool:
-        """Merges that add a branch to its own input, not time steps of one recurrent weight."""
+        """Merges that add a branch to its own input, not time steps of one recurrent weight, nor two weighted branches."""
         uses = [s.parameter for s in reading.body(flow) if s.parameter is not None]
-        return len(set(uses)) > len(uses) / 2 and len(merges) >= 3
+        skips = [merge for merge in merges[1:] if _skips(flow, merge, merges)]
+        return len(set(uses)) > len(uses) / 2 and len(merges) >= 3 and 2 * len(skips) >= len(merges) - 1
 
     def _plain_stack(self, flow: Flow) -> Finding | None:
         norms = [s for s in flow.sites if s.kind == "normalization"]
         fall = reading.fall(flow)
         enough = len(norms) >= 10 and 2 * len(norms) >= len(reading.body(flow))
-        if not enough or fall is None or fall > -math.log(1e3) or reading.learns(flow):
+        if not enough or fall is None or fall > -math.log(1e3) or reading.learns_promptly(flow):
             return None
         if reading.plain_depth(flow) < 10:
             return None
@@ -148,6 +150,7 @@ class Normalization(AbstractRule):
             replace(base, sites=(norm, *base.sites)),
             _residual_net(growth=1.1, stuck=False),
             _pooled_net(separation=0.4),
+            _pooled_by_hand(separation=0.4),
         )
 
     @classmethod
@@ -159,7 +162,37 @@ class Normalization(AbstractRule):
             replace(base, sites=(replace(one, op="batch_norm", normalized_count=2), *base.sites)),
             _residual_net(growth=4.0, stuck=True),
             _pooled_net(separation=3e-7),
+            _pooled_by_hand(separation=3e-7),
         )
+
+
+def _skips(flow: Flow, merge: Site, merges: list[Site]) -> bool:
+    """Does one of its inputs come from an earlier merge with no weight in between?"""
+    by_order, earlier = {site.order: site for site in flow.sites}, {one.order for one in merges}
+    return any(_unweighted(order, by_order, earlier) in earlier for order in merge.inputs)
+
+
+def _unweighted(order: int, by_order: dict[int, Site], until: set[int]) -> int:
+    """Go down from a site while it has one input and no weights, at most to one of ``until``."""
+    while order in by_order and order not in until:
+        site = by_order[order]
+        if site.kind in ("linear", "convolution", "recurrent", "attention") or len(site.inputs) != 1:
+            break
+        order = site.inputs[0]
+    return order
+
+
+def _by_hand(flow: Flow) -> dict[int, Site]:
+    """Results of a division by a standard deviation, scaled and shifted or not, by order."""
+    by_order = {site.order: site for site in flow.sites}
+    found: dict[int, Site] = {}
+    for site in flow.sites:
+        below = [by_order[order] for order in site.inputs if order in by_order]
+        divided = site.op in ("div", "mul") and any(one.op in _ROOTS for one in below)
+        scaled = site.kind == "other" and site.op in ("mul", "add") and any(one.order in found for one in below)
+        if divided or scaled:
+            found[site.order] = site
+    return found
 
 
 def _pooled_net(separation: float) -> Flow:
@@ -174,11 +207,20 @@ def _pooled_net(separation: float) -> Flow:
     return replace(base, sites=(*base.sites, *behind))
 
 
+def _pooled_by_hand(separation: float) -> Flow:
+    """The same with a normalisation of plain ops: x / sqrt(variance) + shift."""
+    pooled = _pooled_net(separation)
+    root = Site("norm", "sqrt", "other", 98, (64, 32, 1), log_grad_out=0.0)
+    ratio = Site("norm", "div", "merge", 99, (64, 32, 8), inputs=(97, 98), log_grad_out=0.0)
+    shifted = Site("norm", "add", "other", 100, (64, 32, 8), inputs=(99,), log_grad_out=0.0)
+    return replace(pooled, sites=(*pooled.sites[:-3], root, ratio, shifted, *pooled.sites[-2:]))
+
+
 def _residual_net(growth: float, stuck: bool) -> Flow:
     """A residual net without normalisation whose stream grows by ``growth`` with each block."""
     base = _flows.plain(stuck=stuck)
     merges = tuple(
-        Site(f"blocks.{i}:add", "add", "merge", 100 + i, (64, 32), inputs=(2 * i, 2 * i + 1),
+        Site(f"blocks.{i}:add", "add", "merge", 100 + i, (64, 32), inputs=(2 * i, 99 + i),
              forward=Moments(2048, growth**i, 0.0, 0.5 * growth**i), log_grad_out=0.0)
         for i in range(8)
     )  # fmt: skip
