@@ -240,10 +240,45 @@ def test_floor_under_class_weights_is_the_minimum_too() -> None:
     assert view.floor == pytest.approx(least, rel=1e-5)
 
 
-def test_label_smoothing_and_other_terms_have_no_floor_that_is_known() -> None:
-    x, y = torch.randn(7, 4), torch.randn(7, 4)
-    assert seen(net(4), lambda o, t: F.cross_entropy(o, t, label_smoothing=0.1), x, CLASSES).loss.floor is None
+@pytest.mark.parametrize("smoothing", [0.02, 0.1, 0.6])
+def test_floor_under_label_smoothing_is_the_minimum_too(smoothing: float) -> None:
+    def loss(o: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(o, y, label_smoothing=smoothing)
+
+    least = minimum(loss, torch.zeros(4, dtype=torch.float64), CLASSES)
+    view = seen(net(4).double(), loss, torch.randn(7, 4).double(), CLASSES).loss
+    assert view.floor == pytest.approx(least, rel=1e-5)
+
+
+def test_other_terms_have_no_floor_that_is_known() -> None:
+    x, y, weight = torch.randn(7, 4), torch.randn(7, 4), torch.tensor([1.0, 2.0, 3.0, 4.0])
     assert seen(net(4), lambda o, t: F.mse_loss(o, t) + o.abs().mean(), x, y).loss.floor is None
+    weighted = seen(net(4), lambda o, t: F.cross_entropy(o, t, weight, label_smoothing=0.1), x, CLASSES)
+    assert weighted.loss.floor is None
+    assert seen(net(4), lambda o, t: F.cross_entropy(o, t) + o.square().mean(), x, CLASSES).loss.floor is None
+
+
+def test_view_in_the_place_of_a_permute_is_seen() -> None:
+    class Tagger(nn.Module):
+        def __init__(self, order: Callable[[Tensor], Tensor]) -> None:
+            super().__init__()
+            self.out, self.order = nn.Linear(4, 3), order
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.order(self.out(x))
+
+    x, y = torch.randn(6, 5, 4), torch.randint(3, (6, 5))
+    orders = {
+        "view": lambda h: h.view(6, 3, 5),
+        "reshape": lambda h: h.reshape(6, 3, 5),
+        "permute": lambda h: h.permute(0, 2, 1),
+        "permuted copy": lambda h: h.transpose(1, 2).contiguous(),
+    }
+    found = {name: seen(Tagger(order), F.cross_entropy, x, y).loss.reordered for name, order in orders.items()}
+    mixed = ((6, 5, 3), (6, 3, 5))
+    assert found == {"view": mixed, "reshape": mixed, "permute": None, "permuted copy": None}
+    folded = seen(Tagger(lambda h: h.flatten(0, 1)), F.cross_entropy, x, y.flatten()).loss
+    assert folded.reordered is None
 
 
 def test_sum_of_terms_has_no_floor_of_one_of_them() -> None:

@@ -24,15 +24,13 @@ _CURVED = frozenset(
     | {"Atan", "Asinh", "Sinh", "Cosh", "Logaddexp"}
 )
 _STRAIGHT = frozenset({"Add", "Sub", "Rsub", "Mul", "Div", "Neg"})
-_PIECES = frozenset({"Where", "Maximum", "Minimum", "Clamp", "ClampMin", "ClampMax", "Sign", "Sgn", "MaskedFill"})
+_KINKED = frozenset({"Where", "Maximum", "Minimum", "Sign", "Sgn", "MaskedFill"})
+_LIMITS = frozenset({"Clamp", "ClampMin", "ClampMax"})
 _COPIES = frozenset({"Clone", "ToCopy", "Alias"})
-_ELEMENTWISE = _CURVED | _STRAIGHT | _PIECES | _COPIES
+_ELEMENTWISE = _CURVED | _STRAIGHT | _KINKED | _LIMITS | _COPIES
 _ABOVE = frozenset({"linear", "convolution", "normalization", "recurrent", "attention", "merge"})
 _WEIGHTED = frozenset({"linear", "convolution", "recurrent"})
 _STEEPEST = (0.25, 1.0)  # best slope of the usual bounded activations: sigmoid's and tanh's
-_REDUCTIONS = frozenset(
-    {"Mean", "Sum", "Var", "VarMean", "Std", "StdMean", "Prod", "Logsumexp", "LinalgVectorNorm", "Norm"}
-)
 _FAINT = 1e-30  # a float32 gradient below this has lost digits, and so has a quotient of two
 
 
@@ -92,8 +90,8 @@ def find_handmade(graph: Graph) -> list[Handmade]:
     regions = _regions(graph)
     if not regions:
         return []
-    weighted, reduced = _before_weights(graph), _reduced(graph)
-    found = (_function(source, members, reduced) for source, members in regions)
+    weighted = _before_weights(graph)
+    found = (_function(source, members) for source, members in regions)
     return [one for one in found if one is not None and id(one.result) in weighted]
 
 
@@ -142,28 +140,22 @@ def _before_weights(graph: Graph) -> set[int]:
     return before
 
 
-def _reduced(graph: Graph) -> set[int]:
-    """Vertices that a sum or mean reads."""
-    reduced: set[int] = set()
-    for vertex in reversed(graph.vertices):
-        if vertex.stem in _REDUCTIONS or (vertex.hidden and id(vertex) in reduced):
-            reduced.update(id(below) for _, below in vertex.data)
-    return reduced
-
-
-def _function(source: Vertex, members: list[Vertex], reduced: set[int]) -> Handmade | None:
+def _function(source: Vertex, members: list[Vertex]) -> Handmade | None:
     """The curved part of these ops; None where more than one of them, or the source itself, is read from outside.
 
-    One curved op before a sum is part of a variance, a norm or a softmax.
+    A single curved op makes no activation: exp is a softmax's or a deviation's, pow and abs a norm's.
     """
     inside = Counter(id(below) for vertex in members for _, below in vertex.data)
     results = [vertex for vertex in members if vertex.readers > inside[id(vertex)]]
-    if len(results) != 1 or source.readers != inside[id(source)]:
+    if len(results) != 1 or source.readers != inside[id(source)] or sum(map(_bends, members)) < 2:
         return None
     result = results[0]
     while (result.stem in _STRAIGHT or result.stem in _COPIES) and len(result.data) == 1:
         result = result.data[0][1]  # a scale or a shift behind it belongs to the next layer
         if result is source or result.readers > 1:
             return None
-    alone = sum(vertex.stem in _CURVED for vertex in members) == 1
-    return None if alone and id(result) in reduced else Handmade(source, result)
+    return Handmade(source, result)
+
+
+def _bends(vertex: Vertex) -> bool:
+    return vertex.stem in _CURVED or vertex.stem in _KINKED or (vertex.stem in ("Mul", "Div") and len(vertex.data) > 1)
