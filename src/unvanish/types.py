@@ -218,7 +218,8 @@ class Step:
     """One optimizer step of the rehearsal, or of the user's own training.
 
     ``clip`` = ||gradient at the step|| / ||gradient after backward|| (1 = not clipped); ``update_ratio`` the
-    median over parameters of ||update||/||weight||; ``scale`` the loss scale of a GradScaler.
+    median over parameters of ||update||/||weight||; ``scale`` the loss scale of a GradScaler; ``kept`` the share of
+    the gradient that stems from before the previous step (0 where ``zero_grad()`` was called; None: not looked at).
     """
 
     index: int
@@ -229,6 +230,7 @@ class Step:
     clip: float | None = None
     scale: float | None = None
     skipped: bool = False
+    kept: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -20,14 +22,16 @@ class LearningRateHigh(AbstractRule):
     weights (healthy: 1e-4 to 1e-2 of them); rectifiers die and bounded units saturate after the first steps.  A rising or
     jumping curve alone proves nothing: the verdict needs the same network to learn with a smaller rate, tried on a copy
     (one batch by heart; or, where that goes well and the training does not, on changing batches), or rectifiers that fired at the start and are dead after such steps.
+    Without `zero_grad()` every step is made with the sum of all gradients so far, and grows likewise at any rate.
 
-    Cure: the learning rate times the factor that worked here; warm-up; clipping the gradient's norm.
+    Cure: the learning rate times the factor that worked here; warm-up; clipping the gradient's norm; `zero_grad()`.
     """
 
     update: float = 0.3
     idle: float = 0.02
     alive: float = 0.5
     dead: float = 0.85
+    looks: int = 3  # at gradients that were never taken away; one or two may be an accumulation over batches
     cause: ClassVar[Cause] = "learning-rate-high"
     title: ClassVar[str] = "steps so large that they destroy what was learnt"
     source: ClassVar[str] = "LeCun et al. 1998, Efficient BackProp, section 4.7; Goodfellow et al. 2016, section 11.4.1"
@@ -40,6 +44,8 @@ class LearningRateHigh(AbstractRule):
     def check(self, flow: Flow) -> Finding | None:
         if flow.optimizer is not None and not flow.optimizer.given:
             return None
+        if self._piles_up(flow):
+            return self._never_zeroed(flow)
         trained = reading.best_in_training(flow)
         if trained is not None:
             return self._finding(flow, trained.factor, 0.88, "the same network learns on changing batches")
@@ -56,6 +62,34 @@ class LearningRateHigh(AbstractRule):
             dead = "rectifiers that fired at the start are dead after some steps of this size"
             return self._finding(flow, None, 0.82, dead)
         return self._finding(flow, None, 0.7, "the loss runs away") if wild and not flow.experiments else None
+
+    def _piles_up(self, flow: Flow) -> bool:
+        """Was the gradient of the steps before still there at every step looked at, in a training that goes badly?"""
+        kept = [step.kept for step in flow.steps if step.kept is not None]
+        if sum(0 < share < math.inf for share in kept) < self.looks or not all(kept):
+            return False
+        return flow.nonfinite is not None or (reading.trains(flow) or 0.0) < reading.LEARNS
+
+    def _never_zeroed(self, flow: Flow) -> Finding:
+        shares = [step.kept for step in flow.steps if step.kept is not None and 0 < step.kept < math.inf]
+        return Finding(
+            cause=self.cause,
+            where=("optimizer",),
+            confidence=0.93,
+            severity="high",
+            evidence=(
+                Evidence("gradient that stems from earlier steps", 100 * statistics.median(shares), "%", "0 %"),
+                Evidence("largest update / weight in one step", self._largest(flow), "", "1e-4 to 1e-2"),
+            ),
+            message=(
+                "zero_grad() is missing: at every step looked at, .grad still held the gradients of all steps before, and "
+                "backward() added to them; so the steps grow and overshoot whatever the learning rate. Expected: .grad is None or "
+                "zero when the first backward() after a step begins. Call optimizer.zero_grad() after each step(), or "
+                "before the backward() of the next."
+            ),
+            remedies=("call optimizer.zero_grad() once per step, before backward() or after step()",),
+            source=self.source,
+        )
 
     @staticmethod
     def _largest(flow: Flow) -> float:
@@ -99,6 +133,8 @@ class LearningRateHigh(AbstractRule):
             _flows.plain(),
             _flows.plain(stuck=True),
             _flows.lever(_flows.plain(stuck=True), "learning-rate", 100.0),
+            replace(_flows.plain(), steps=cls._kept(stuck=False, shares=(0.9, 0.9, 0.9))),  # it learns all the same
+            replace(_flows.plain(stuck=True), steps=cls._kept(stuck=True, shares=(0.9, 0.0, 0.9, 0.9))),  # accumulated
         )
 
     @classmethod
@@ -114,4 +150,12 @@ class LearningRateHigh(AbstractRule):
             seen,
             struck,
             _flows.lever(idle, "learning-rate-in-training", 0.1),
+            replace(_flows.plain(), steps=cls._kept(stuck=True, shares=(0.5, 0.7, 0.9))),
         )
+
+    @staticmethod
+    def _kept(*, stuck: bool, shares: tuple[float, ...]) -> tuple[Step, ...]:
+        """Steps of which the first later ones were looked at, and held so much of earlier gradients."""
+        first, *steps = _flows.plain(stuck=stuck).steps
+        seen = [replace(step, kept=share) for step, share in zip(steps, shares, strict=False)]
+        return (first, *seen, *steps[len(shares) :])

@@ -163,6 +163,7 @@ class Track:
             "largest_update_ratio": largest,
             "clip": used / after if alike else None,
             "scale": source.scale,
+            "kept": self.carried.get(self.count),
         }
         seen = _observation(source, parameters)
         if len(self.looks) < 2:  # to be compared: made in each forward pass anew, or another network's?
