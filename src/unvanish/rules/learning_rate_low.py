@@ -69,7 +69,7 @@ class LearningRateLow(AbstractRule):
         smaller = reading.best_lever(flow, "eps")
         if smaller is not None and flow.optimizer.eps is not None:
             what = f"The optimizer's eps of {flow.optimizer.eps:.3g}, and not the gradient's size, divides the steps"
-            return self._finding(flow, 0.92, what, f"set eps back to {flow.optimizer.eps * smaller.factor:.0e}")
+            return self._finding(flow, 0.92, what, "set eps back to 1e-8")
         helped = reading.best_lever(flow, "learning-rate", above=1.0)
         if helped is None or ratio is None or ratio > self.update or reading.decline(flow) > self.moves:
             return None

@@ -54,7 +54,8 @@ class Attempt:
     def run(self, lever: str = "none", factor: float = 1.0) -> Experiment:
         """Train with one lever moved; longer where the loss still falls at the end.
 
-        A lever is waited for only where it has already beaten the constant predictor.
+        A lever is waited for only where it has already beaten the constant predictor; a rate is not, for a larger one
+        wears down a lost gradient in the end.
         """
         work = working_copy(self.model, self.optimizer, (self.objective.loss_fn, self.objective.objective))
         assert work.optimizer is not None, "the optimizer is copied with the model"
@@ -75,7 +76,7 @@ class Attempt:
         training = _train(work.model, work.optimizer, Objective(*work.loss), batches)
         made = Experiment(lever, factor, tuple(itertools.islice(training, self.steps)), floor)  # type: ignore[arg-type]
         near = _NEAR if lever == "none" else 1.0
-        for _ in range(_PATIENCE):
+        for _ in range(0 if lever.startswith("learning-rate") else _PATIENCE):
             if (made.progress or 0.0) >= _ENOUGH or not _falling(made.losses[-self.steps :], floor, near):
                 break
             made = replace(made, losses=(*made.losses, *itertools.islice(training, self.steps)))
@@ -176,7 +177,10 @@ def _large_eps(flow: Flow) -> tuple[float, ...]:
 
 
 def _too_brisk(flow: Flow) -> bool:
-    """One batch is learnt by heart, the training itself goes nowhere, and its first steps were large."""
+    """One batch is learnt by heart, the training itself goes nowhere, and its first steps were large.
+
+    A step of LBFGS is many on one batch, and large for that.
+    """
     largest = max((step.largest_update_ratio or 0.0 for step in flow.steps[:_FIRST]), default=0.0)
-    given = flow.optimizer is not None and flow.optimizer.given
+    given = flow.optimizer is not None and flow.optimizer.given and flow.optimizer.name != "LBFGS"
     return given and largest > _BRISK and (reading.trains(flow) or 0.0) < _IDLE
