@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from unvanish.torch.probe.scopes import clean, tensors_in
 from unvanish.torch.rehearsal.copies import Working, preserved_randomness, working_copy
 from unvanish.torch.rehearsal.objective import Objective, fresh
-from unvanish.types import Parameter
+from unvanish.types import Cut, Parameter
 
 
 def copy_of(model: nn.Module, optimizer: Optimizer | None, goal: Objective) -> tuple[Working, Objective]:
@@ -22,45 +24,56 @@ def copy_of(model: nn.Module, optimizer: Optimizer | None, goal: Objective) -> t
     return work, Objective(*work.loss)
 
 
-def _lost(parameters: Iterable[Parameter], modules: tuple[str, ...]) -> set[str]:
-    """Names of the trainable weights of these modules that the graph does not reach."""
-    return {p.name for p in parameters if p.requires_grad and not p.reached and p.name.rpartition(".")[0] in modules}
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """The program, of which something is moved on a copy."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    goal: Objective
+    batch: Any
+    parameters: tuple[Parameter, ...]
+
+    def loss(self, cut: Cut | None) -> float:
+        """The loss where what lies behind this cut is another: weights out of the graph, or what a call put out."""
+        work, trained = copy_of(self.model, self.optimizer, self.goal)
+        with preserved_randomness(), torch.no_grad():
+            if cut is not None and not cut.calls:
+                _change(work.model, self._lost(cut.behind))
+            with _nudged(work.model, cut) if cut is not None and cut.calls else nullcontext():
+                return float(trained.run(work.model, fresh(self.batch)))
+
+    def _lost(self, modules: tuple[str, ...]) -> set[str]:
+        """Names of the trainable weights of these modules that the graph does not reach."""
+        lost = (p.name for p in self.parameters if p.requires_grad and not p.reached)
+        return {name for name in lost if name.rpartition(".")[0] in modules}
 
 
-def loss_with_others(
-    parameters: Iterable[Parameter],
-    modules: tuple[str, ...],
-    model: nn.Module,
-    optimizer: Optimizer,
-    goal: Objective,
-    batch: Any,
-) -> float:
-    """The loss where the weights of these modules that are out of the graph are others."""
-    names = _lost(parameters, modules)
-    work, trained = copy_of(model, optimizer, goal)
+def _change(model: nn.Module, names: set[str]) -> None:
+    """Add noise of their own size to these parameters."""
     source = torch.Generator().manual_seed(0)
-    with preserved_randomness(), torch.no_grad():
-        for name, parameter in work.model.named_parameters():
-            if clean(name) in names and parameter.numel():
-                noise = torch.randn(parameter.shape, generator=source).to(parameter)
-                parameter.add_(noise * (1 + parameter.abs().max()))
-        return float(trained.run(work.model, fresh(batch)))
+    for name, parameter in model.named_parameters():
+        if clean(name) in names and parameter.numel():
+            parameter.add_(_noise(parameter, source))
 
 
-def loss_nudged(module: str, call: int, model: nn.Module, optimizer: Optimizer, goal: Objective, batch: Any) -> float:
-    """The loss where what this call of a module puts out is another; calls are counted from 1, 0 is none."""
-    work, trained = copy_of(model, optimizer, goal)
+@contextmanager
+def _nudged(model: nn.Module, cut: Cut) -> Iterator[None]:
+    """Add noise to what call number ``cut.calls`` of its module puts out."""
     source, count = torch.Generator().manual_seed(0), itertools.count(1)
 
     def nudge(_module: nn.Module, _args: Any, output: Any) -> None:
-        if next(count) == call:
+        if next(count) == cut.calls:
             for tensor in filter(torch.is_floating_point, tensors_in(output)):
-                tensor.add_(torch.randn(tensor.shape, generator=source).to(tensor) * (1 + tensor.abs().max()))
+                tensor.add_(_noise(tensor, source))
 
-    named = {clean(name): part for name, part in work.model.named_modules()}
-    with preserved_randomness(), torch.no_grad():
-        handle = named[module].register_forward_hook(nudge)
-        try:
-            return float(trained.run(work.model, fresh(batch)))
-        finally:
-            handle.remove()
+    named = {clean(name): part for name, part in model.named_modules()}
+    handle = named[cut.where].register_forward_hook(nudge)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _noise(tensor: Tensor, source: torch.Generator) -> Tensor:
+    return torch.randn(tensor.shape, generator=source).to(tensor) * (1 + tensor.abs().max())

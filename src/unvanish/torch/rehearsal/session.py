@@ -23,14 +23,13 @@ from unvanish.torch.rehearsal.copies import (
     warming_up,
 )
 from unvanish.torch.rehearsal.experiments import experiments, format_experiments
-from unvanish.torch.rehearsal.moved import copy_of, loss_nudged, loss_with_others
+from unvanish.torch.rehearsal.moved import Moved, copy_of
 from unvanish.torch.rehearsal.objective import Objective, check_program, fresh
 from unvanish.torch.rehearsal.rehearse import find_birth, rehearse
-from unvanish.torch.views.cuts import confirmed
+from unvanish.torch.views.cuts import confirmed, suspects
 from unvanish.torch.views.observe import Observation, observe
 from unvanish.torch.views.parameters import view_newborn
 from unvanish.torch.views.rank import stable_rank
-from unvanish.torch.views.time_cuts import confirmed_in_time
 from unvanish.types import Flow, OptimizerView, Site
 
 _MOST_BATCHES = 16
@@ -68,16 +67,7 @@ def flow_of(
             )
         parameters = tuple(p if given else replace(p, in_optimizer=None) for p in first.parameters)
 
-        def moved(modules: tuple[str, ...]) -> float:
-            assert optimizer is not None, "the user's, or ours in its place"
-            return loss_with_others(parameters, modules, model, optimizer, goal, held[0])
-
-        def nudged(module: str = "", call: int = 0) -> float:
-            assert optimizer is not None, "the user's, or ours in its place"
-            return loss_nudged(module, call, model, optimizer, goal, held[0])
-
-        spatial = tuple(cut for cut in first.cuts if not cut.calls)
-        temporal = tuple(cut for cut in first.cuts if cut.calls)
+        moved = Moved(model, optimizer, goal, held[0], parameters)
         flow = Flow(
             sites=sites,
             parameters=parameters,
@@ -85,7 +75,7 @@ def flow_of(
             times=first.times,
             inputs=first.inputs,
             optimizer=_unscheduled(optimizer, view_optimizer(optimizer, given)),
-            cuts=confirmed(spatial, parameters, moved) + confirmed_in_time(temporal, nudged, nudged),
+            cuts=confirmed(suspects(first.cuts, parameters), moved.loss),
             batch_size=first.batch_size,
             unobserved=(*unobserved(sites), *_SCHEDULED[: bool(warming_up(optimizer))]),
         )

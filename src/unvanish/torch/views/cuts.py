@@ -48,21 +48,15 @@ def _shared_input(before: list[Call], after: Call) -> bool:
     return all(tensor.storage in given for tensor in after.inputs if tensor.storage)
 
 
-def confirmed(
-    cuts: tuple[Cut, ...], parameters: Iterable[Parameter], loss_with: Callable[[tuple[str, ...]], float]
-) -> tuple[Cut, ...]:
-    """The cuts before weights on which the loss does depend: moved at random, they change its value.
+def suspects(cuts: tuple[Cut, ...], parameters: Iterable[Parameter]) -> tuple[Cut, ...]:
+    """What looks cut off, and weights out of the graph though the optimizer holds them and they were used.
 
-    Args:
-        cuts: what looks cut off: modules that ran and left no trace in the graph.
-        parameters: all weights; suspects too are those that the optimizer holds and whose module ran, though they are
-            out of the graph: a module that also gets other data hides the cut before it.
-        loss_with: the loss of a fresh copy in which the weights of these modules that are out of the graph were moved.
+    A module that also gets other data hides the cut before it.  A reentrant checkpoint hides its part of the graph, and
+    fills the gradients all the same.
     """
     if any(cut.where == "loss" for cut in cuts):
         return cuts
     parameters = tuple(parameters)
-    # a reentrant checkpoint hides its part of the graph, and fills the gradients all the same
     fed = {p.name.rpartition(".")[0] for p in parameters if not p.reached and p.log_grad is not None}
     cuts = tuple(cut for cut in cuts if not fed.issuperset(cut.behind))
     known = {name for cut in cuts for name in cut.behind}
@@ -70,12 +64,22 @@ def confirmed(
     lost = [p for p in lost if p.log_grad is None]
     modules = dict.fromkeys(p.name.rpartition(".")[0] for p in lost)
     hidden = tuple(name for name in modules if name not in known)
-    if hidden:
-        cuts = (*cuts, Cut(hidden[-1], "detach", hidden, "what it puts out reaches the loss without its history"))
-    if not cuts:
-        return ()
-    plain = loss_with(())
-    return tuple(cut for cut in cuts if not math.isclose(loss_with(cut.behind), plain, rel_tol=1e-5, abs_tol=1e-30))
+    if not hidden:
+        return cuts
+    return (*cuts, Cut(hidden[-1], "detach", hidden, "what it puts out reaches the loss without its history"))
+
+
+def confirmed(cuts: tuple[Cut, ...], loss_of: Callable[[Cut | None], float]) -> tuple[Cut, ...]:
+    """The cuts before something on which the loss does depend: moved at random, it changes the loss.
+
+    Args:
+        cuts: what looks cut off, in space or in time.
+        loss_of: the loss of a fresh copy in which what lies behind this cut was moved; None: nothing.
+    """
+    if not cuts or any(cut.where == "loss" for cut in cuts):
+        return cuts
+    plain = loss_of(None)
+    return tuple(cut for cut in cuts if not math.isclose(loss_of(cut), plain, rel_tol=1e-5, abs_tol=1e-30))
 
 
 def _at_loss(lost: list[Call]) -> Cut:

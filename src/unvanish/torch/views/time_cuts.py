@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable
 from itertools import pairwise
 
 from unvanish.torch.probe.graph import Graph
@@ -48,19 +46,3 @@ def _handed_on(call: Call, following: Call) -> bool:
 def _within(call: Call, numbers: list[int]) -> bool:
     first = bisect_left(numbers, call.start)
     return first < len(numbers) and numbers[first] < (call.end or 0)
-
-
-def confirmed_in_time(
-    cuts: tuple[Cut, ...], plain: Callable[[], float], loss_with: Callable[[str, int], float]
-) -> tuple[Cut, ...]:
-    """The cuts behind calls on which the loss does depend: what they put out, moved at random, changes its value.
-
-    Args:
-        cuts: modules whose earlier calls are out of the graph.
-        plain: the loss of a fresh copy.
-        loss_with: the same where what this call of this module puts out was moved; calls are counted from 1.
-    """
-    if not cuts:
-        return ()
-    before = plain()
-    return tuple(c for c in cuts if not math.isclose(loss_with(c.where, c.calls), before, rel_tol=1e-5, abs_tol=1e-30))
