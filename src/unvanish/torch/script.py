@@ -8,12 +8,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from torch import Tensor
+
 from unvanish.flow import judge
 from unvanish.report.live import Live
 from unvanish.report.text import render
 from unvanish.torch.run.assemble import assemble
 from unvanish.torch.run.hooks import watching
 from unvanish.torch.run.program import Program, execute, exit_code, load, show_traceback
+from unvanish.torch.run.stillborn import NOTE, broken_losses, stillborn, variables
 from unvanish.torch.run.track import Look, Track
 from unvanish.torch.run.trial import tried
 from unvanish.torch.run.untrained import explained, processes_seconds
@@ -47,7 +50,8 @@ def run(
     live = Live()
     watch = Watch(lambda track, look: _show(live, watch, track, look), live.say, steps)
     process, began = os.getpid(), processes_seconds()
-    code = _execute(program, args, watch, live)
+    left: list[Tensor] = []
+    code = _execute(program, args, watch, live, left)
     if os.getpid() != process:  # a child the script forked came all the way back
         raise SystemExit(code)
     sys.stdout.flush()
@@ -55,21 +59,25 @@ def run(
         live.say("stopped watching because of an error of its own, please report it; the script was not disturbed")
         sys.stderr.write(watch.broken)
     if not _reported(watch):
-        if watch.broken is None:
-            live.say(explained(watch, target, processes_seconds() - began))
-        return code or 2
+        why = explained(watch, target, processes_seconds() - began)
+        verdict = _report_no_step(watch, live, left, json_path, why)
+        return code or verdict
     verdict = _report(watch, live, json_path, quiet=bool(code))
     return code or verdict
 
 
-def _execute(program: Program, args: list[str], watch: Watch, live: Live) -> int:
-    """Run the script to its end, whatever that is; its exit code."""
+def _execute(program: Program, args: list[str], watch: Watch, live: Live, left: list[Tensor]) -> int:
+    """Run the script to its end, whatever that is; its exit code. Losses that are not finite are added to ``left``."""
     with watching(watch):
         try:
             try:
                 execute(program, args)
+            except BaseException as error:
+                left += broken_losses(variables(error.__traceback__))
+                raise
             finally:
                 live.clear()
+                left += broken_losses(vars(program.main).values())
         except Enough:
             live.say("the wanted number of steps is done, the script was stopped")
         except SystemExit as leave:
@@ -112,10 +120,29 @@ def _report(watch: Watch, live: Live, json_path: Path | None, *, quiet: bool) ->
     for track, diagnosis in zip(tracks, found, strict=True):
         _print(diagnosis, f"{label(track, watch)}, {track.count} steps" if len(tracks) > 1 else "")
     _say_what_is_left(watch, live, tracks)
+    _write(found, json_path)
+    return 0 if quiet or all(diagnosis.healthy for diagnosis in found) else 1
+
+
+def _report_no_step(watch: Watch, live: Live, left: list[Tensor], json_path: Path | None, why: str) -> int:
+    """Nothing trained: because of a NaN, or else for the reason given."""
+    flow = stillborn(watch, left) if watch.broken is None else None
+    if flow is None:
+        if watch.broken is None:
+            live.say(why)
+        return 2
+    diagnosis = judge(flow)
+    diagnosis = replace(diagnosis, notes=(*diagnosis.notes, NOTE))
+    _print(diagnosis, "")
+    _write([diagnosis], json_path)
+    return 1
+
+
+def _write(found: list[Diagnosis], json_path: Path | None) -> None:
+    """As JSON, a list where there are several."""
     if json_path is not None:
         texts = [diagnosis.to_json() for diagnosis in found]
         json_path.write_text((texts[0] if len(texts) == 1 else f"[{','.join(texts)}]") + "\n", encoding="utf-8")
-    return 0 if quiet or all(diagnosis.healthy for diagnosis in found) else 1
 
 
 def _say_what_is_left(watch: Watch, live: Live, told: list[Track]) -> None:
@@ -133,6 +160,8 @@ def _say_what_is_left(watch: Watch, live: Live, told: list[Track]) -> None:
 
 def _diagnose(track: Track, tracks: list[Track], watch: Watch, seconds: float) -> Diagnosis:
     """The verdict on one optimizer; ``seconds`` may be spent on trying levers on a copy."""
+    if track.nonfinite is None and track is watch.main() and watch.outputs.mostly_skipped():
+        track.nonfinite = watch.outputs.birth
     flow, notes = assemble(track, tracks, watch.roots), [*watch.notes, *_piling_up(track)]
     affordable = _RUNS * watch.pace() < seconds
     sound = flow.nonfinite is None or flow.nonfinite.step > 0  # else no lever is to blame

@@ -84,7 +84,10 @@ def _source(vertex: Vertex) -> Vertex:
 
 
 def _leaves_its_domain(vertex: Vertex) -> bool:
-    """Of what this op saved as its input, the result is not finite: log of 0, acos of 1.01."""
+    """Of what this op saved as its input, the result is not finite: log of 0, acos of 1.01, a divisor of 0."""
+    divisor = getattr(vertex.node, "_saved_other", None) if vertex.op == "div" and readable(vertex) else None
+    if isinstance(divisor, Tensor):
+        return bool((divisor == 0).any())
     given = getattr(vertex.node, "_saved_self", None) if vertex.op in _UNARY and readable(vertex) else None
     return isinstance(given, Tensor) and _finite(given) and not _finite(getattr(torch, vertex.op)(given.detach()))
 

@@ -163,7 +163,6 @@ class Track:
             "largest_update_ratio": largest,
             "clip": used / after if alike else None,
             "scale": source.scale,
-            "kept": self.carried.get(self.count),
         }
         seen = _observation(source, parameters)
         if len(self.looks) < 2:  # to be compared: made in each forward pass anew, or another network's?
@@ -187,7 +186,7 @@ class Track:
         self.losses.fetch()
         stride = max(1, math.ceil(len(self.losses.values) / most))
         return tuple(
-            Step(i, loss, skipped=i in self.skipped, **self.facts.get(i, {}))
+            Step(i, loss, skipped=i in self.skipped, kept=self.carried.get(i), **self.facts.get(i, {}))
             for i, loss in enumerate(self.losses.values)
             if i % stride == 0 or i in self.facts or i in self.skipped or i == len(self.losses.values) - 1
         )

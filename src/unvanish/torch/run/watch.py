@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from unvanish.torch.run.birth import find_birth_unwatched
 from unvanish.torch.run.derivatives import Derivatives
 from unvanish.torch.run.losses import value_of
+from unvanish.torch.run.outputs import Outputs
 from unvanish.torch.run.roots import Roots
 from unvanish.torch.run.tally import Tally
 from unvanish.torch.run.track import Look, Track, left_over
@@ -74,6 +75,7 @@ class Watch:
         self._since = self._until = _now()
         self._timed = 0
         self._birth: NonFinite | None = None
+        self.outputs = Outputs()
         self._stance: Any = None
         self._hand: ByHand | None = None
         self.derivatives = Derivatives()
@@ -205,6 +207,10 @@ class Watch:
         """Seconds a step took, from the first look to the latest."""
         return (self._until - self._since) / max(self._timed, 1)
 
+    def birth(self) -> NonFinite | None:
+        """Of a NaN or Inf that no step has followed yet."""
+        return self.outputs.birth or self._birth
+
     def main(self) -> Track | None:
         """The optimizer that stepped first."""
         stepped = [track for track in self.tracks if track.count]
@@ -255,7 +261,7 @@ class Watch:
             self._relax()
         elif self.window is None:
             self.tally.attend()
-            self.window = Window(self.roots, self._position, self.fail, first=self.turn == 0)
+            self.window = Window(self.roots, self.outputs, self._position, self.fail, first=self.turn == 0)
             if self.tally.compiled:
                 self._go_eager()
         else:

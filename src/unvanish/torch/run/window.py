@@ -23,6 +23,7 @@ from unvanish.torch.probe.scopes import Call, tensors_in
 from unvanish.torch.rehearsal.objective import batch_size
 from unvanish.torch.run.birth import find_birth
 from unvanish.torch.run.frames import keywords_of_call
+from unvanish.torch.run.outputs import Outputs
 from unvanish.torch.run.quiet import Silence, unheard
 from unvanish.torch.run.roots import Roots, is_loss
 from unvanish.torch.run.trial import Batch, batch_of
@@ -72,19 +73,26 @@ class Window:
     """Forward hooks on every module of the process, and a probe on every backward pass, until ``close``."""
 
     def __init__(
-        self, roots: Roots, position: Callable[[Tensor], int | None], fail: Callable[[], object], *, first: bool
+        self,
+        roots: Roots,
+        outputs: Outputs,
+        position: Callable[[Tensor], int | None],
+        fail: Callable[[], object],
+        *,
+        first: bool,
     ) -> None:
         """Open it.
 
         Args:
             roots: the networks known so far; new ones are adopted as they are called.
+            outputs: told of what they put out.
             position: place of a tensor among the parameters of its optimizer; None where no optimizer holds it.
             fail: told, in the handling of it, of an error of ours in the user's forward pass.
             first: no step has been made yet; the first batch is kept to be tried again.
         """
         roots.refresh()
         self.seen: list[Seen] = []
-        self._roots = roots
+        self._roots, self._outputs = roots, outputs
         self._position, self._fail, self._first = position, fail, first
         self._scopes = Probe(roots.names, None).scopes
         self._depth = self._ignored = 0
@@ -159,12 +167,17 @@ class Window:
             return
         if self._ignored:
             self._ignored -= 1
+            if not self._ignored and is_loss(module):
+                self._outputs.look(output, self._scopes, self._roots.names)
             return
         self._depth -= 1
         self._scopes.leave(module, args, output)
+        if not self._depth:
+            self._outputs.look(output, self._scopes, self._roots.names)
 
     def begin(self, loss: Tensor, scale: float | None, clock: int) -> Pending:
         """Hook the graph of ``loss``; the user's backward pass comes next."""
+        self._outputs.used()
         graph = read_graph(loss, set())
         leaves = {key: leaf for key, leaf in graph.leaves.items() if leaf.requires_grad}
         data = {key: leaf for key, leaf in leaves.items() if self._is_data(leaf)}

@@ -1,0 +1,105 @@
+"""Faults of whole programs beside their healthy twins: `faults.py NAME sick` or `faults.py NAME healthy`."""
+# ruff: noqa: T201 - scripts print
+
+import sys
+
+import torch
+from torch import nn
+
+torch.manual_seed(0)
+FUNCTIONAL = nn.functional
+
+
+class Pooled(nn.Module):
+    """Attention over words, of which some sentences have none."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.weigh, self.head = nn.Embedding(20, 16), nn.Linear(16, 1), nn.Linear(16, 2)
+
+    def forward(self, ids):
+        vectors = self.words(ids)
+        scores = self.weigh(vectors).squeeze(-1).masked_fill(ids == 0, -torch.inf)
+        return self.head((scores.softmax(1)[..., None] * vectors).sum(1))
+
+
+def sentences(count, empty):
+    """Ids, and whether the first of them is large; so many are empty."""
+    ids = torch.randint(1, 20, (count, 6))
+    labels = (ids[:, 0] > 10).long()
+    ids[:empty] = 0
+    return ids, labels
+
+
+def skipped(sick):
+    """Every batch has a NaN, and the program leaves such batches out."""
+    net = Pooled()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    for _ in range(20):
+        ids, labels = sentences(32, empty=1 if sick else 0)
+        loss = FUNCTIONAL.cross_entropy(net(ids), labels)
+        if loss.isnan():
+            continue
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def mostly_skipped(sick):
+    """One batch in ten is whole; the healthy program misses one in ten."""
+    net = Pooled()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    for index in range(120):
+        ids, labels = sentences(32, empty=int((index % 10 == 9) != sick))
+        loss = FUNCTIONAL.cross_entropy(net(ids), labels)
+        if loss.isnan():
+            continue
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def stops(sick):
+    """The program itself refuses a loss that is no number."""
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1), nn.Sigmoid())
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+
+    def train():
+        for _ in range(20):
+            x = torch.randn(16, 4)
+            share = net(x) / (x[:, :1] * (0 if sick else 1))
+            loss = FUNCTIONAL.mse_loss(share * x[:, :1], (x[:, 1:2] > 0).float())
+            if not torch.isfinite(loss):
+                sys.exit("the loss is no number")
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    train()
+
+
+def forbidden(sick):
+    """Actions that are forbidden have a logit of -inf, which is meant; nothing is trained."""
+    net = nn.Linear(4, 3)
+    torch.optim.Adam(net.parameters(), lr=1e-2)
+    for _ in range(20):
+        logits = net(torch.randn(8, 4)).masked_fill(torch.tensor([True, False, False]), -torch.inf)
+        print(logits.log_softmax(1)[:, 1:].sum().item() if not sick else logits.sum().item())
+
+
+def piling(sick):
+    """No zero_grad; the twin accumulates four batches and takes the gradients away after each step."""
+    net = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    teacher = torch.randn(16, 4)
+    for _ in range(60):
+        for _ in range(4):
+            x = torch.randn(64, 16)
+            (FUNCTIONAL.cross_entropy(net(x), (x @ teacher).argmax(1)) / 4).backward()
+        optimizer.step()
+        if not sick:
+            optimizer.zero_grad()
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](sys.argv[2] == "sick")
