@@ -101,5 +101,48 @@ def piling(sick):
             optimizer.zero_grad()
 
 
+def two_networks(sick, step="optimizer"):
+    """A policy beside a network that predicts rewards, each with an optimizer; the sick one's has the wrong weights."""
+    policy = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 2))
+    judge = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1))
+    optimizers = [torch.optim.Adam((judge if sick else policy).parameters(), lr=1e-2)] if step == "optimizer" else []
+    if step == "never":
+        torch.optim.Adam(policy.parameters(), lr=1e-2)
+    optimizers.append(torch.optim.Adam(judge.parameters(), lr=1e-2))
+    for _ in range(60):
+        x = torch.randn(32, 4)
+        choice = torch.distributions.Categorical(logits=policy(x))
+        action = choice.sample()
+        reward = (action == (x[:, 0] > 0)).float()
+        expected = judge(x).squeeze(1)
+        policy.zero_grad()
+        judge.zero_grad()
+        (-choice.log_prob(action) * (reward - expected.detach())).mean().backward()
+        FUNCTIONAL.mse_loss(expected, reward).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        if step == "by hand":
+            for p in policy.parameters():
+                p.data -= 0.1 * p.grad
+
+
+def never_steps(sick):
+    """The policy's optimizer is made and forgotten; the twin's weights are changed by hand."""
+    two_networks(sick, step="never" if sick else "by hand")
+
+
+def slopes(sick):
+    """A network that no optimizer has is asked for slopes in eval mode; in train mode it is meant to train."""
+    known, net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)), nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    known.train(sick)
+    for _ in range(40):
+        x = torch.randn(32, 4)
+        known(x).mean().backward()
+        optimizer.zero_grad()
+        FUNCTIONAL.mse_loss(net(x), x.sum(1, keepdim=True)).backward()
+        optimizer.step()
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]](sys.argv[2] == "sick")

@@ -12,6 +12,7 @@ from unvanish.types import Cut, Evidence, Finding, Flow, Parameter, Site
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
 
+_OPTIMIZER = "optimizer"  # what a Cut is called behind which gradients arrive, and nothing uses them
 _FLAT = ("round", "floor", "ceil", "sign", "trunc", "heaviside")
 
 
@@ -19,11 +20,12 @@ _FLAT = ("round", "floor", "ceil", "sign", "trunc", "heaviside")
 class Disconnected(AbstractRule):
     """Weights that are meant to train cannot: the graph is cut before them, or the optimizer does not know them.
 
-    Six ways to lose a path, each told by its own sign: `.detach()`, `.data`, `.item()`, `.numpy()` or `no_grad` (a
+    Seven ways to lose a path, each told by its own sign: `.detach()`, `.data`, `.item()`, `.numpy()` or `no_grad` (a
     later module is fed with data that needs no gradient); the same on a state at every time step (the loss depends on
     calls of a module that are out of its graph); an op that is flat by definition (round, sign, argmax:
     gradient exactly zero behind it); layers in a Python list (in the loss's graph, but not in model.parameters());
-    parameters that get a gradient but are not in the optimizer, be it some or all; a loss that has no graph at all.
+    parameters that get a gradient but are not in the optimizer, be it some or all; a whole network whose loss is differentiated, while no optimizer
+    of the program steps its weights; a loss that has no graph at all.
     Frozen weights, spare heads and idle experts are no fault: nothing behind them was meant to train, or nothing after
     them reads what they put out.
 
@@ -50,6 +52,7 @@ class Disconnected(AbstractRule):
             or self._flat_op(flow)
             or self._unregistered(flow)
             or self._not_in_optimizer(flow)
+            or self._forgotten(flow)
         )
 
     def _loss_without_graph(self, flow: Flow) -> Finding | None:
@@ -67,7 +70,7 @@ class Disconnected(AbstractRule):
         )
 
     def _cut(self, flow: Flow) -> Finding | None:
-        cuts = [cut for cut in flow.cuts if not cut.calls and self._meant_to_train(flow, cut)]
+        cuts = [cut for cut in _cuts(flow, within=True) if not cut.calls and self._meant_to_train(flow, cut)]
         if not cuts:
             return None
         first = cuts[0]
@@ -178,6 +181,21 @@ class Disconnected(AbstractRule):
             "make the optimizer after the model is final: Opt(model.parameters())",
         )
 
+    def _forgotten(self, flow: Flow) -> Finding | None:
+        cuts = _cuts(flow, within=False)
+        if not cuts:
+            return None
+        places = tuple(dict.fromkeys(name for cut in cuts for name in cut.behind))
+        return self._finding(
+            places,
+            0.95,
+            f"backward() fills the gradients of {', '.join(places[:4])} again and again, and nothing uses them: "
+            f"{cuts[0].detail}, and they keep their initial values for ever. Expected: an optimizer made with these weights, "
+            "and its step() after their backward(). Look at what each optimizer was given (the same parameters twice?) and at "
+            "which of them step; freeze what is not meant to train (requires_grad_(False)).",
+            f"make an optimizer with the parameters of {places[0]}, and call its step()",
+        )
+
     def _finding(self, where: tuple[str, ...], confidence: float, message: str, remedy: str) -> Finding:
         evidence = (Evidence("places without a path", len(where), "", "0"),)
         return Finding(self.cause, where, confidence, "high", evidence, message, (remedy,), self.source)
@@ -215,7 +233,15 @@ class Disconnected(AbstractRule):
             replace(base, parameters=(*base.parameters, in_list)),
             replace(base, parameters=(unlisted,)),
             replace(base, sites=(*base.sites, _own_function(-math.inf))),
+            replace(
+                _flows.plain(), cuts=(Cut("actor.0", _OPTIMIZER, ("actor.0", "actor.2"), "no optimizer holds them"),)
+            ),
         )
+
+
+def _cuts(flow: Flow, *, within: bool) -> list[Cut]:
+    """Cuts within the graph of the loss, or those between a gradient and any optimizer."""
+    return [cut for cut in flow.cuts if (cut.op != _OPTIMIZER) == within]
 
 
 def _own_function(log_grad_in: float) -> Site:

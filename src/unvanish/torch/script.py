@@ -162,7 +162,8 @@ def _diagnose(track: Track, tracks: list[Track], watch: Watch, seconds: float) -
     """The verdict on one optimizer; ``seconds`` may be spent on trying levers on a copy."""
     if track.nonfinite is None and track is watch.main() and watch.outputs.mostly_skipped():
         track.nonfinite = watch.outputs.birth
-    flow, notes = assemble(track, tracks, watch.roots), [*watch.notes, *_piling_up(track)]
+    forgotten = watch.orphans.cuts(watch.tracks) if track is tracks[0] else ()
+    flow, notes = assemble(track, tracks, watch.roots, forgotten), [*watch.notes, *_piling_up(track)]
     affordable = _RUNS * watch.pace() < seconds
     sound = flow.nonfinite is None or flow.nonfinite.step > 0  # else no lever is to blame
     if track.trial is not None and len(tracks) == 1 and sound and affordable:

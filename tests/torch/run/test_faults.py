@@ -29,6 +29,9 @@ def findings(folder: Path, *arguments: str) -> tuple[int, tuple[Finding, ...]]:
         ("mostly_skipped", "non-finite", "softmax"),
         ("stops", "non-finite", "div"),
         ("piling", "learning-rate-high", "optimizer"),
+        ("two_networks", "disconnected", "policy.0"),
+        ("never_steps", "disconnected", "policy.0"),
+        ("slopes", "disconnected", "known.0"),
     ],
 )
 def test_a_fault_is_found_and_its_healthy_twin_left_in_peace(

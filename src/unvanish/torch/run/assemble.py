@@ -18,8 +18,15 @@ from unvanish.types import Cut, Flow, NonFinite, OptimizerView, Parameter, Site,
 _Plain = TypeVar("_Plain")
 
 
-def assemble(track: Track, others: list[Track], roots: Roots) -> Flow:
-    """The Flow of one optimizer; it must have been looked at once."""
+def assemble(track: Track, others: list[Track], roots: Roots, forgotten: tuple[Cut, ...] = ()) -> Flow:
+    """The Flow of one optimizer, which must have been looked at once.
+
+    Args:
+        track: what was seen of it.
+        others: all that are reported on.
+        roots: the networks of the program.
+        forgotten: networks that nothing trains, to be told of with this optimizer.
+    """
     first, *later = track.seen
     keep = _Mine(track, others, roots)
     sites = _merged(first.seen, later[0].seen if later else None)
@@ -32,7 +39,7 @@ def assemble(track: Track, others: list[Track], roots: Roots) -> Flow:
         optimizer=_optimizer(track),
         steps=track.steps(),
         snapshots=tuple(Snapshot(look.step, look.seen.sites, keep.parameters(look.seen)) for look in later),
-        cuts=keep.cuts(first.seen),
+        cuts=(*keep.cuts(first.seen), *forgotten),
         nonfinite=_nonfinite(track),
         unobserved=unobserved(sites),
         batch_size=first.seen.batch_size,

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from unvanish.torch.run.birth import find_birth_unwatched
 from unvanish.torch.run.derivatives import Derivatives
 from unvanish.torch.run.losses import value_of
+from unvanish.torch.run.orphans import Orphans
 from unvanish.torch.run.outputs import Outputs
 from unvanish.torch.run.roots import Roots
 from unvanish.torch.run.tally import Tally
@@ -76,6 +77,7 @@ class Watch:
         self._timed = 0
         self._birth: NonFinite | None = None
         self.outputs = Outputs()
+        self.orphans = Orphans()
         self._stance: Any = None
         self._hand: ByHand | None = None
         self.derivatives = Derivatives()
@@ -155,7 +157,11 @@ class Watch:
         seen = self.window.end(pending, gradients)
         if self._birth is None:
             self._birth = seen.birth or self._backward_birth(seen, gradients)
-        if self._hand is not None:
+        if self._hand is None:
+            self.orphans.hear(
+                seen, self.roots.names.parameters, sum(track.count for track in self.tracks), self._held()
+            )
+        else:
             self._hand.param_groups[0]["params"] = list(seen.leaves.values())
             self.step_begins(self._hand)
 
@@ -334,6 +340,11 @@ class Watch:
             if track.reference() is optimizer:
                 return track
         return None
+
+    def _held(self) -> set[int]:
+        """Parameters of all optimizers that have made a step, those not watched included."""
+        unwatched = (p for optimizer in self._passed for group in optimizer.param_groups for p in group["params"])
+        return {*map(id, unwatched), *(key for track in self.tracks if track.count for key in track.parameters)}
 
     def _position(self, tensor: Tensor) -> int | None:
         """Place among the parameters of its optimizer; without any optimizer every leaf may be a weight."""

@@ -42,7 +42,7 @@ class Seen:
     """One backward pass of the user, watched.
 
     ``norms`` = ||gradient|| per leaf right after it, unscaled; ``kept`` = the same of what was there before it;
-    ``apart`` = its gradients were not added up in ``.grad``.
+    ``apart`` = its gradients were not added up in ``.grad``; ``by_data`` = it goes back to the data too.
     """
 
     clock: int
@@ -57,6 +57,7 @@ class Seen:
     times: tuple[TimeProfile, ...] = ()
     norms: dict[int, float] = field(default_factory=dict)
     apart: bool = False
+    by_data: bool = False
     birth: NonFinite | None = None
     batch: Batch | None = None
 
@@ -189,6 +190,7 @@ class Window:
         before = before_backward(probe, loss, self._inputs(mine), self._target)
         kept = gradient_norms({key: leaf.grad for key, leaf in parameters.items()}, scale)
         seen = Seen(clock, parameters, before, list(self._scopes.calls), self._batch_size(before), scale, kept)
+        seen.by_data = bool(data)
         if self._first and len(mine) == 1 and before.graph is not None:
             seen.batch = self._batch(mine[0], before.graph, before.loss)
         if not math.isfinite(before.loss.value):
