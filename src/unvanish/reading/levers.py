@@ -1,0 +1,52 @@
+"""Which lever, moved on a copy, makes the network learn?"""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+from unvanish.reading.learning import progress, trains
+from unvanish.types import Experiment, Flow
+
+_FAR = 1.5  # times the constant predictor's loss: more than the noise between batches
+
+
+def best_lever(flow: Flow, lever: str, *, above: float = 0.0, below: float = math.inf) -> Experiment | None:
+    """The experiment with this lever, and a factor in (above, below), that helped most, if it clearly helped.
+
+    "Clearly": it removes at least 0.2 more of the constant predictor's loss than the unmoved program.
+    """
+    base = progress(flow) or 0.0
+    helped = [
+        e
+        for e in flow.experiments
+        if e.lever == lever and above < e.factor < below and (e.progress or 0.0) >= base + 0.2
+    ]
+    return max(helped, key=lambda e: e.progress or 0.0) if helped else None
+
+
+def best_in_training(flow: Flow) -> Experiment | None:
+    """The smaller learning rate that helped most on changing batches, if it removes at least 0.2 more of the loss."""
+    base = trains(flow) or 0.0
+    tried = [
+        e for e in flow.experiments if e.lever == "learning-rate-in-training" and (e.progress or 0.0) >= base + 0.2
+    ]
+    return max(tried, key=lambda e: e.progress or 0.0) if tried else None
+
+
+def relieves(flow: Flow, lever: str, *, below: float = math.inf) -> bool:
+    """Does moving this lever (by a factor under ``below``) more than halve a loss far above the constant predictor's?
+
+    A loss that only comes back to the constant predictor's has removed nothing of it, yet the lever was right.
+    """
+    base = [_level(e) for e in flow.experiments if e.lever == "none"]
+    moved = [_level(e) for e in flow.experiments if e.lever == lever and e.factor < below]
+    return bool(base and moved) and base[0] > _FAR and min(moved) < 0.5 * base[0]
+
+
+def _level(experiment: Experiment) -> float:
+    """Where an experiment ended, in units of the constant predictor's loss; inf where it left the numbers."""
+    tail = experiment.losses[-max(1, len(experiment.losses) // 5) :]
+    if not tail or not all(map(math.isfinite, tail)):
+        return math.inf
+    return statistics.median(tail) / experiment.floor if experiment.floor else statistics.median(tail)
