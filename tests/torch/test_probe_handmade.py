@@ -118,6 +118,15 @@ def test_units_lie_along_the_channels_of_a_convolution_and_may_be_dead() -> None
     assert one.dead == pytest.approx(2 / 5)
 
 
+def test_gradients_too_faint_to_be_divided_are_not_called_flat() -> None:
+    model, x, y = Net(HANDMADE["tanh"][0]).half(), torch.randn(9, 7).half(), torch.randint(3, (9,))
+    faint = watch(model, lambda m: 1e-4 * F.cross_entropy(m(x).float(), y), 9)
+    assert [s.kind for s in faint if s.op == "div"] == ["merge"]
+    (one,) = found(model, x, y)
+    assert one.saturated == pytest.approx(0.0, abs=0.02)
+    assert one.dead == 0.0
+
+
 def test_module_around_it_gives_its_name() -> None:
     class Logistic(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -31,7 +31,8 @@ _ELEMENTWISE = _CURVED | _STRAIGHT | _KINKED | _LIMITS | _COPIES
 _ABOVE = frozenset({"linear", "convolution", "normalization", "recurrent", "attention", "merge"})
 _WEIGHTED = frozenset({"linear", "convolution", "recurrent"})
 _STEEPEST = (0.25, 1.0)  # best slope of the usual bounded activations: sigmoid's and tanh's
-_FAINT = 1e-30  # a float32 gradient below this has lost digits, and so has a quotient of two
+_FAINT = {torch.float16: 1e-3}  # a gradient below this has lost digits, or what it leaves of one below has
+_FAINT_WIDE = 1e-30  # the same for float32, whose range bfloat16 and float64 have at least
 
 
 @dataclass(slots=True, eq=False)
@@ -65,7 +66,7 @@ class Handmade:
             self._measure(dense(below).abs(), dense(above).abs())
 
     def _measure(self, below: Tensor, above: Tensor) -> None:
-        known = above > _FAINT
+        known = above > _FAINT.get(above.dtype, _FAINT_WIDE)
         if not bool(known.any()):
             return
         slopes = torch.where(known, below / above, math.nan)
