@@ -219,7 +219,8 @@ class Step:
 
     ``clip`` = ||gradient at the step|| / ||gradient after backward|| (1 = not clipped); ``update_ratio`` the
     median over parameters of ||update||/||weight||; ``scale`` the loss scale of a GradScaler; ``kept`` the share of
-    the gradient that stems from before the previous step (0 where ``zero_grad()`` was called; None: not looked at).
+    the gradient that stems from before the previous step (0 where ``zero_grad()`` was called; None: not looked at);
+    ``rate`` the largest learning rate of its groups.
     """
 
     index: int
@@ -231,6 +232,7 @@ class Step:
     scale: float | None = None
     skipped: bool = False
     kept: float | None = None
+    rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +314,8 @@ class Flow:
     """All that was measured, as plain numbers: what the rules read and what a bug report contains.
 
     ``stable_rank`` is that of a sketch of eight rows of the Jacobian from the first to the last activation (1 = all
-    directions collapsed into one); measured only where ten or more weight layers stand in a row.
+    directions collapsed into one); measured only where ten or more weight layers stand in a row. ``others`` = networks
+    between these weights and the loss that another optimizer trains on a loss of its own: a discriminator, a critic.
     """
 
     sites: tuple[Site, ...]
@@ -330,6 +333,7 @@ class Flow:
     batch_size: int | None = None
     stable_rank: float | None = None
     origin: Literal["rehearsal", "run"] = "rehearsal"
+    others: tuple[str, ...] = ()
     framework: str = "torch"
     schema: int = SCHEMA
 

@@ -144,5 +144,101 @@ def slopes(sick):
         optimizer.step()
 
 
+def classifier(width=64, activation=nn.ReLU):
+    """Sixteen features, four classes."""
+    return nn.Sequential(nn.Linear(16, width), activation(), nn.Linear(width, width), activation(), nn.Linear(width, 4))
+
+
+def batches(count):
+    """The class is the largest of four fixed projections."""
+    teacher = torch.randn(16, 4)
+    for _ in range(count):
+        x = torch.randn(64, 16)
+        yield x, (x @ teacher).argmax(1)
+
+
+def trained(net, optimizer, data, after=lambda: None):
+    """The usual loop."""
+    for x, y in data:
+        optimizer.zero_grad()
+        FUNCTIONAL.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        after()
+
+
+def warm_up(sick):
+    """A warm-up from 0 that lasts far beyond the training."""
+    net = classifier()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    length = 100_000 if sick else 20
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / length))
+    trained(net, optimizer, batches(100), schedule.step)
+
+
+def finder(sick):
+    """A search for the learning rate on the very weights that are trained then; the twin searches on a copy."""
+    import copy
+
+    data = list(batches(260))
+
+    def search(net):
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 1.3)
+        trained(net, optimizer, data[:50], schedule.step)
+
+    net = classifier()
+    search(net if sick else copy.deepcopy(net))
+    trained(net, torch.optim.Adam(net.parameters(), lr=1e-3), data[50:])
+
+
+def late_rate(sick):
+    """The second half of the training has another rate."""
+    net = classifier()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    data = list(batches(320))
+    trained(net, optimizer, data[:150])
+    optimizer.param_groups[0]["lr"] = 2.0 if sick else 5e-3
+    trained(net, optimizer, data[150:])
+
+
+def decay(sick):
+    """A weight decay that no gradient can stand against."""
+    net = classifier()
+    trained(net, torch.optim.Adam(net.parameters(), lr=3e-3, weight_decay=2.0 if sick else 1e-4), batches(150))
+
+
+def game(sick):
+    """A generator learns from a discriminator whose loss goes its own way; the sick one's gradient is cut."""
+    generator = nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1))
+    leaky = nn.LeakyReLU(0.2)
+    critic = nn.Sequential(
+        nn.Linear(1, 32), leaky, nn.Linear(32, 32), leaky, nn.Linear(32, 32), leaky, nn.Linear(32, 1)
+    )
+    optimizers = [torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.5, 0.999)) for net in (generator, critic)]
+    for _ in range(110):
+        real, fake = 2 + torch.randn(64, 1), generator(torch.randn(64, 2))
+        optimizers[1].zero_grad()
+        (FUNCTIONAL.softplus(-critic(real)).mean() + FUNCTIONAL.softplus(critic(fake.detach())).mean()).backward()
+        optimizers[1].step()
+        optimizers[0].zero_grad()
+        FUNCTIONAL.softplus(-critic(fake.detach() if sick else fake)).mean().backward()
+        optimizers[0].step()
+
+
+def halves(sick):
+    """Encoder and decoder have an optimizer each, and one loss; the sick one's code is cut off."""
+    encoder, decoder = nn.Sequential(nn.Linear(8, 4), nn.Tanh()), nn.Sequential(nn.Linear(4, 8))
+    optimizers = [torch.optim.Adam(net.parameters(), lr=1e-2) for net in (encoder, decoder)]
+    mix = torch.randn(3, 8)
+    for _ in range(60):
+        x = torch.randn(32, 3) @ mix
+        code = encoder(x)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        FUNCTIONAL.mse_loss(decoder(code.detach() if sick else code), x).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]](sys.argv[2] == "sick")

@@ -13,8 +13,13 @@ RECTIFIERS = ("relu", "relu6", "threshold", "clamp_min", "clamp", "hardswish", "
 
 
 def body(flow: Flow) -> tuple[Site, ...]:
-    """Sites with weights, in forward order: where a gradient is worth something."""
-    return tuple(s for s in flow.sites if s.kind in ("linear", "convolution", "recurrent"))
+    """Sites with weights, in forward order: where a gradient is worth something.
+
+    What a discriminator or a critic makes of the gradient on its way is no matter of the network before it.
+    """
+    others = tuple(f"{name}{end}" for name in flow.others for end in (".", ":"))
+    sites = tuple(s for s in flow.sites if s.kind in ("linear", "convolution", "recurrent"))
+    return tuple(s for s in sites if not f"{s.name}.".startswith(others)) if others else sites
 
 
 def activations(flow: Flow) -> tuple[Site, ...]:

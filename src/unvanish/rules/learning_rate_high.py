@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from unvanish import reading
-from unvanish.rules import _flows, _words
-from unvanish.types import Evidence, Finding, Flow, Snapshot, Step
+from unvanish.rules import _downfall, _flows, _words
+from unvanish.types import Evidence, Finding, Flow, OptimizerView, Snapshot, Step
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
 
@@ -22,7 +22,8 @@ class LearningRateHigh(AbstractRule):
     weights (healthy: 1e-4 to 1e-2 of them); rectifiers die and bounded units saturate after the first steps.  A rising or
     jumping curve alone proves nothing: the verdict needs the same network to learn with a smaller rate, tried on a copy
     (one batch by heart; or, where that goes well and the training does not, on changing batches), or rectifiers that fired at the start and are dead after such steps.
-    Without `zero_grad()` every step is made with the sum of all gradients so far, and grows likewise at any rate.
+    A schedule may also raise the rate after the network has learnt, and so undo it; a weight decay stronger than the
+    gradients pulls all weights to zero.  Without `zero_grad()` every step is made with the sum of all gradients so far, and grows likewise at any rate.
 
     Cure: the learning rate times the factor that worked here; warm-up; clipping the gradient's norm; `zero_grad()`.
     """
@@ -46,6 +47,10 @@ class LearningRateHigh(AbstractRule):
             return None
         if self._piles_up(flow):
             return self._never_zeroed(flow)
+        if (shrunk := _downfall.decayed(flow)) is not None:
+            return self._decayed(flow, shrunk)
+        if (rates := _downfall.unlearnt(flow)) is not None:
+            return self._unlearnt(flow, *rates)
         trained = reading.best_in_training(flow)
         if trained is not None:
             return self._finding(flow, trained.factor, 0.88, "the same network learns on changing batches")
@@ -88,6 +93,47 @@ class LearningRateHigh(AbstractRule):
                 "before the backward() of the next."
             ),
             remedies=("call optimizer.zero_grad() once per step, before backward() or after step()",),
+            source=self.source,
+        )
+
+    def _unlearnt(self, flow: Flow, taught: float, ruined: float) -> Finding:
+        end = flow.steps[-1].loss
+        return Finding(
+            cause=self.cause,
+            where=("optimizer",),
+            confidence=0.9,
+            severity="high",
+            evidence=(
+                Evidence("learning rate after it had learnt", ruined, "", f"near {taught:.3g}"),
+                Evidence("last loss", end, "", f"below {flow.loss.floor:.4g} (guessing)"),
+            ),
+            message=(
+                f"The learning rate rises to {ruined:.3g}, and destroys what the network had learnt at {taught:.3g}: its loss is back "
+                "at that of a guess. Expected: rates of a schedule that do not exceed what the network learns at. Set what "
+                "comes late (SWALR's swa_lr, a restart, max_lr) to about the rate of the training before."
+            ),
+            remedies=(f"keep the learning rate near {taught:.3g} to the end", *self.remedies[1:]),
+            source=self.source,
+        )
+
+    def _decayed(self, flow: Flow, shrunk: float) -> Finding:
+        assert flow.optimizer is not None, "its decay was seen"
+        decay = flow.optimizer.weight_decay
+        return Finding(
+            cause=self.cause,
+            where=("optimizer",),
+            confidence=0.9,
+            severity="high",
+            evidence=(
+                Evidence("weights before / weights now", shrunk, "", "0.5 to 2"),
+                Evidence("weight decay", decay, "", "1e-5 to 1e-1"),
+            ),
+            message=(
+                f"The optimizer's weight_decay of {decay:.3g} pulls all weights to zero: they are {_words.times(shrunk)} times smaller "
+                "than at the start, and the network has learnt nothing. Expected: a decay far weaker than the gradient. "
+                f"Set weight_decay to 1e-4, or to 1e-2 in AdamW."
+            ),
+            remedies=("set weight_decay to 1e-4, or to 1e-2 in AdamW",),
             source=self.source,
         )
 
@@ -135,6 +181,8 @@ class LearningRateHigh(AbstractRule):
             _flows.lever(_flows.plain(stuck=True), "learning-rate", 100.0),
             replace(_flows.plain(), steps=cls._kept(stuck=False, shares=(0.9, 0.9, 0.9))),  # it learns all the same
             replace(_flows.plain(stuck=True), steps=cls._kept(stuck=True, shares=(0.9, 0.0, 0.9, 0.9))),  # accumulated
+            replace(_flows.plain(), steps=cls._scheduled(0.3)),
+            cls._shrunk(decay=1e-4),
         )
 
     @classmethod
@@ -151,7 +199,23 @@ class LearningRateHigh(AbstractRule):
             struck,
             _flows.lever(idle, "learning-rate-in-training", 0.1),
             replace(_flows.plain(), steps=cls._kept(stuck=True, shares=(0.5, 0.7, 0.9))),
+            replace(fired, steps=cls._scheduled(2.3)),
+            cls._shrunk(decay=1.0),
         )
+
+    @staticmethod
+    def _scheduled(end: float) -> tuple[Step, ...]:
+        """A loss that falls at the rate 0.001, which is 0.5 in the second half."""
+        first = [Step(i, 2.3 * 0.9**i, 0.0, 1e-2, 1e-2, rate=1e-3) for i in range(50)]
+        return (*first, *(Step(i, end, 0.0, 1e-2, 1e-2, rate=0.5) for i in range(50, 100)))
+
+    @staticmethod
+    def _shrunk(decay: float) -> Flow:
+        """Weights that are a hundredth of what they were, in a net that learns nothing."""
+        base = _flows.plain(stuck=True)
+        small = tuple(replace(p, log_weight=(p.log_weight or 0.0) - math.log(100)) for p in base.parameters)
+        later = Snapshot(20, base.sites, small)
+        return replace(base, optimizer=OptimizerView("Adam", (1e-3,), weight_decay=decay), snapshots=(later,))
 
     @staticmethod
     def _kept(*, stuck: bool, shares: tuple[float, ...]) -> tuple[Step, ...]:

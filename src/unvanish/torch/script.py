@@ -21,9 +21,10 @@ from unvanish.torch.run.track import Look, Track
 from unvanish.torch.run.trial import tried
 from unvanish.torch.run.untrained import explained, processes_seconds
 from unvanish.torch.run.watch import Enough, Watch
-from unvanish.types import Diagnosis
+from unvanish.types import Diagnosis, Flow
 
 _PATIENCE = 60.0  # seconds that experiments after the script may take
+_FAR_LONGER = 3  # times as many steps
 _RUNS = 360  # steps of all experiments together
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
@@ -111,7 +112,14 @@ def _trained(watch: Watch) -> list[Track]:
 def _reported(watch: Watch) -> list[Track]:
     """The optimizers to report on; a training repeated fold after fold is reported once."""
     tracks = [track for track in _trained(watch) if track.seen]
-    return [track for i, track in enumerate(tracks) if not any(track.repeats(other) for other in tracks[:i])]
+    firsts = [track for i, track in enumerate(tracks) if not any(track.repeats(other) for other in tracks[:i])]
+    return [_main_of([first, *(track for track in tracks if track.repeats(first))]) for first in firsts]
+
+
+def _main_of(repeated: list[Track]) -> Track:
+    """The first, unless it was a trial beside the training that followed: of learning rates, of a few batches."""
+    first, longest = repeated[0], max(repeated, key=lambda track: track.count)
+    return longest if longest.count > _FAR_LONGER * first.count else first
 
 
 def _report(watch: Watch, live: Live, json_path: Path | None, *, quiet: bool) -> int:
@@ -160,19 +168,27 @@ def _say_what_is_left(watch: Watch, live: Live, told: list[Track]) -> None:
 
 def _diagnose(track: Track, tracks: list[Track], watch: Watch, seconds: float) -> Diagnosis:
     """The verdict on one optimizer; ``seconds`` may be spent on trying levers on a copy."""
-    if track.nonfinite is None and track is watch.main() and watch.outputs.mostly_skipped():
-        track.nonfinite = watch.outputs.birth
-    forgotten = watch.orphans.cuts(watch.tracks) if track is tracks[0] else ()
-    flow, notes = assemble(track, tracks, watch.roots, forgotten), [*watch.notes, *_piling_up(track)]
+    flow, notes = _flow(track, tracks, watch), [*watch.notes, *_piling_up(track)]
+    rates = () if watch.stopped() else track.usual_rates()  # who stops within a warm-up knows that it is one
+    if rates and all(rates) and flow.optimizer is not None and flow.optimizer.given:
+        flow = replace(flow, optimizer=replace(flow.optimizer, learning_rates=rates))
     affordable = _RUNS * watch.pace() < seconds
     sound = flow.nonfinite is None or flow.nonfinite.step > 0  # else no lever is to blame
     if track.trial is not None and len(tracks) == 1 and sound and affordable:
         try:
-            flow = replace(flow, experiments=tried(track.trial, flow))
+            flow = replace(flow, experiments=tried(track.trial, flow, rates if all(rates) else ()))
         except Exception as error:  # whatever the user's network raises; the training seen is judged all the same
             notes = [*notes, f"the first batch could not be trained on again: {type(error).__name__}: {error}"]
     diagnosis = judge(flow)
     return replace(diagnosis, notes=(*diagnosis.notes, *notes))
+
+
+def _flow(track: Track, tracks: list[Track], watch: Watch) -> Flow:
+    """What was seen of one optimizer, with what of the whole program is told beside it."""
+    if track.nonfinite is None and track is watch.main() and watch.outputs.mostly_skipped():
+        track.nonfinite = watch.outputs.birth
+    forgotten = watch.orphans.cuts(watch.tracks) if track is tracks[0] else ()
+    return assemble(track, tracks, watch.roots, forgotten)
 
 
 def _piling_up(track: Track) -> list[str]:

@@ -43,6 +43,7 @@ def assemble(track: Track, others: list[Track], roots: Roots, forgotten: tuple[C
         nonfinite=_nonfinite(track),
         unobserved=unobserved(sites),
         batch_size=first.seen.batch_size,
+        others=keep.others(),
         origin="run",
     )
     prefix = roots.common_prefix()
@@ -54,6 +55,7 @@ class _Mine:
 
     def __init__(self, track: Track, others: list[Track], roots: Roots) -> None:
         self._own = set(track.names)
+        self._track, self._others = track, [other for other in others if other is not track]
         self._foreign = {name for other in others if other is not track for name in other.names} - self._own
         self._roots = {roots.root_of(name) for name in self._own}
         self._foreign_roots = {roots.root_of(name) for name in self._foreign}
@@ -61,6 +63,12 @@ class _Mine:
 
     def parameters(self, seen: Observation) -> tuple[Parameter, ...]:
         return tuple(p for p in seen.parameters if self._belongs(p))
+
+    def others(self) -> tuple[str, ...]:
+        """Networks on the way to the loss that another optimizer trains by a loss of its own."""
+        tracks = [other for other in self._others if self._track.against(other)]
+        roots = dict.fromkeys(self._root_of(name) for other in tracks for name in other.names)
+        return tuple(root for root in roots if root and root not in self._roots)
 
     def cuts(self, seen: Observation) -> tuple[Cut, ...]:
         """A path is cut only if no loss between two steps reached what lies behind it, or a state was seen detached."""

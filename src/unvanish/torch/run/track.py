@@ -61,6 +61,9 @@ class Track:
         self.vain: Look | None = None
         self.facts: dict[int, dict[str, Any]] = {}
         self.carried: dict[int, float] = {}
+        self.rates: dict[int, tuple[float, ...]] = {}
+        self.sources: set[int] = set()
+        self.reached: set[int] = set()
         self.skipped: set[int] = set()
         self.nonfinite: NonFinite | None = None
         self.clock = clock
@@ -97,6 +100,7 @@ class Track:
         self.parameters = {id(p): weakref.ref(p) for p in held}
         self.shape = (self.name, *((tuple(p.shape), p.dtype) for p in held))
         now, old = view_optimizer(optimizer, given=True), self.view.learning_rates
+        self.rates[self.count] = now.learning_rates
         if self.count and len(now.learning_rates) == len(old):
             now = replace(now, learning_rates=tuple(map(max, now.learning_rates, old)))
         self.view = now
@@ -146,6 +150,8 @@ class Track:
         self._next, self._tries = following(self.count), 0
         closure = begun.parameters is None
         source = mine[0] if closure else mine[-1]
+        self.sources.add(source.clock)
+        self.reached.update(source.leaves)
         parameters = begun.parameters or self._look_at(optimizer, mine[:1], named, names)
         if closure:  # it was called again since: take the gradients of the first call
             first = {name: log(source.norms[id(p)]) for name, p in own.items() if id(p) in source.norms}
@@ -186,10 +192,36 @@ class Track:
         self.losses.fetch()
         stride = max(1, math.ceil(len(self.losses.values) / most))
         return tuple(
-            Step(i, loss, skipped=i in self.skipped, kept=self.carried.get(i), **self.facts.get(i, {}))
+            Step(i, loss, skipped=i in self.skipped, **self._seen_at(i))
             for i, loss in enumerate(self.losses.values)
             if i % stride == 0 or i in self.facts or i in self.skipped or i == len(self.losses.values) - 1
         )
+
+    def _seen_at(self, step: int) -> dict[str, Any]:
+        rate = max(self.rates.get(step, ()), default=None)
+        return {} if step not in self.facts else {**self.facts[step], "kept": self.carried.get(step), "rate": rate}
+
+    def usual_rates(self) -> tuple[float, ...]:
+        """The learning rates of most steps: each look stands for the steps up to the next."""
+        groups = len(self.view.learning_rates)
+        looks = [(step, rates) for step, rates in sorted(self.rates.items()) if len(rates) == groups]
+        ends = [*(step for step, _ in looks[1:]), self.count]
+        weights = [end - step for (step, _), end in zip(looks, ends, strict=True)]
+        return tuple(_middle([rates[k] for _, rates in looks], weights) for k in range(groups))
+
+    def against(self, other: Track) -> bool:
+        """Does its loss go through weights that the other moves by a loss of its own?"""
+        return not self.reached.isdisjoint(other.parameters) and self.sources.isdisjoint(other.sources)
+
+
+def _middle(values: list[float], weights: list[int]) -> float:
+    """The weighted median; 0 of nothing."""
+    passed = 0
+    for value, weight in sorted(zip(values, weights, strict=True)):
+        passed += weight
+        if 2 * passed >= sum(weights):
+            return value
+    return 0.0
 
 
 def _observation(source: Seen, parameters: tuple[Parameter, ...]) -> Observation:

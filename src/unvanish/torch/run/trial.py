@@ -15,16 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from unvanish.reading import LEARNS
 from unvanish.torch.probe.activations import readable
 from unvanish.torch.probe.graph import Graph
 from unvanish.torch.rehearsal.copies import Working, preserved_randomness, working_copy
-from unvanish.torch.rehearsal.experiments import experiments
+from unvanish.torch.rehearsal.experiments import Attempt, experiments
 from unvanish.torch.rehearsal.objective import Objective, main_tensor
 from unvanish.torch.run.quiet import unheard
 from unvanish.torch.views.floors import constant_loss
 from unvanish.types import Experiment, Flow, LossView
 
 _LARGEST = 50_000_000  # parameters of a model that is still copied
+_FAR = 2.0  # times the rate of most steps: a schedule's full rate is worth a try
 _LOSSES: dict[str, Callable[..., Tensor]] = {
     "cross_entropy": nn.functional.cross_entropy,
     "nll": nn.functional.nll_loss,
@@ -89,14 +91,39 @@ def keep(batch: Batch, optimizer: Optimizer) -> Trial | None:
         return None
 
 
-def tried(trial: Trial, flow: Flow, steps: int = 40) -> tuple[Experiment, ...]:
-    """Train copies on the first batch with one lever moved each; nothing for a loss that does not come out the same."""
+def tried(trial: Trial, flow: Flow, rates: tuple[float, ...] = (), steps: int = 40) -> tuple[Experiment, ...]:
+    """Train copies on the first batch with one lever moved each.
+
+    Args:
+        trial: the copies.
+        flow: what was seen of the training itself.
+        rates: the learning rates that the groups had in most of it; without them those of the first step, or of the
+            schedule that begins there.
+        steps: of each experiment.
+    """
     batch, (model, optimizer, _) = trial.batch, trial.work
     objective = Objective(_rebuilt(batch.loss.kind, batch.loss.reduction) if batch.target is not None else None, None)
     data = batch.inputs if batch.target is None else (batch.inputs, batch.target)
     assert optimizer is not None, "copied with the model"
+    full = _set_rates(optimizer, rates)
     with preserved_randomness(), torch.enable_grad(), unheard():
-        return experiments(model, optimizer, objective, [data], replace(flow, loss=batch.loss), steps)
+        made = experiments(model, optimizer, objective, [data], replace(flow, loss=batch.loss), steps)
+        if full < _FAR or (made[0].progress or 0.0) >= LEARNS:
+            return made
+        return (
+            *made,
+            *Attempt(model, optimizer, objective, [data], steps, batch.loss.floor).tried("learning-rate", full),
+        )
+
+
+def _set_rates(optimizer: Optimizer, rates: tuple[float, ...]) -> float:
+    """Give the groups these learning rates; the factor by which the full rate of a schedule is larger."""
+    groups = [group for group in optimizer.param_groups if group.get("lr") is not None]
+    full = 1.0
+    for group, rate in zip(groups, rates, strict=False):  # it may have got more groups since
+        full = max(full, float(group.get("initial_lr", group["lr"])) / rate) if rate else full
+        group["lr"] = torch.full_like(group["lr"], rate) if isinstance(group["lr"], Tensor) else rate
+    return full
 
 
 def _rebuilt(kind: str, reduction: str | None) -> Callable[[Any, Tensor], Tensor]:

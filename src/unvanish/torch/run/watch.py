@@ -35,6 +35,7 @@ from unvanish.types import NonFinite
 _now = time.monotonic
 _pid, _thread, _is_compiling = os.getpid, threading.get_ident, torch.compiler.is_compiling
 _MOST_TRACKS = 8
+_SHORT = 200  # steps of a trial before the training, such as a search for the learning rate
 _EAGER = "torch.compile is set aside at the steps that are looked at: they run eager"
 
 
@@ -101,7 +102,7 @@ class Watch:
         self._settle()
         track = Track(optimizer, self.backwards, self.turn)
         over = [old for old in self.tracks if old.reference() is None and old.shape == track.shape]
-        if over or len(self.tracks) >= _MOST_TRACKS:
+        if (over and not self._trial_runs(over)) or len(self.tracks) >= _MOST_TRACKS:
             self._passed[optimizer] = False
             return
         self.tracks.append(track)
@@ -222,6 +223,11 @@ class Watch:
         stepped = [track for track in self.tracks if track.count]
         return stepped[0] if stepped else None
 
+    def stopped(self) -> bool:
+        """Were the wanted number of steps made, and the script not waited for?"""
+        main = self.main()
+        return self._limit is not None and main is not None and main.count >= self._limit
+
     def steps_of(self, optimizer: Optimizer) -> int:
         """How many steps of this optimizer were seen."""
         track = self._find(optimizer)
@@ -267,10 +273,17 @@ class Watch:
             self._relax()
         elif self.window is None:
             self.tally.attend()
-            self.window = Window(self.roots, self.outputs, self._position, self.fail, first=self.turn == 0)
+            self.window = Window(
+                self.roots,
+                self.outputs,
+                self._position,
+                self.fail,
+                first=not self.tracks[-1].count,
+            )
             if self.tally.compiled:
                 self._go_eager()
         else:
+            self.window.first = not self.tracks[-1].count
             oldest = min(track.clock for track in self.tracks if not track.dormant(self.turn))
             self.window.seen = [seen for seen in self.window.seen if seen.clock > oldest]
 
@@ -352,6 +365,11 @@ class Watch:
             if id(tensor) in track.parameters:
                 return list(track.parameters).index(id(tensor))
         return 0 if self._hand is not None and not self.roots.networks() else None
+
+    @staticmethod
+    def _trial_runs(over: list[Track]) -> bool:
+        """Such a training was seen once, and was so short that it may have been a trial for the one that begins."""
+        return len(over) == 1 and over[0].count < _SHORT
 
     @staticmethod
     def _overlap(inner: Track, outer: Track) -> bool:

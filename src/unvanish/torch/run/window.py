@@ -89,12 +89,12 @@ class Window:
             outputs: told of what they put out.
             position: place of a tensor among the parameters of its optimizer; None where no optimizer holds it.
             fail: told, in the handling of it, of an error of ours in the user's forward pass.
-            first: no step has been made yet; the first batch is kept to be tried again.
+            first: an optimizer has made no step yet; its first batch is kept to be tried again.
         """
         roots.refresh()
         self.seen: list[Seen] = []
         self._roots, self._outputs = roots, outputs
-        self._position, self._fail, self._first = position, fail, first
+        self._position, self._fail, self.first = position, fail, first
         self._scopes = Probe(roots.names, None).scopes
         self._depth = self._ignored = 0
         self._entered: list[_Entered] = []
@@ -191,7 +191,7 @@ class Window:
         kept = gradient_norms({key: leaf.grad for key, leaf in parameters.items()}, scale)
         seen = Seen(clock, parameters, before, list(self._scopes.calls), self._batch_size(before), scale, kept)
         seen.by_data = bool(data)
-        if self._first and len(mine) == 1 and before.graph is not None:
+        if self.first and len(mine) == 1 and before.graph is not None:
             seen.batch = self._batch(mine[0], before.graph, before.loss)
         if not math.isfinite(before.loss.value):
             seen.birth = find_birth(before.graph, self._scopes, self._roots.names)
