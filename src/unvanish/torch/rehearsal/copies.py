@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from unvanish.torch.rehearsal.hooks import carry, hooked
 from unvanish.torch.rehearsal.portable import follow, portable
 from unvanish.torch.views.strangers import made_of, tensors_at
 
@@ -87,6 +88,8 @@ def working_copy(model: nn.Module, optimizer: Optimizer | None, loss: tuple[Any,
         stepper = copy.deepcopy(optimizer, memo)
         _complete(optimizer, stepper, memo)
         follow(plain, memo)
+        if optimizer is not None and stepper is not None:
+            carry(optimizer, stepper, memo)
         losses = tuple(portable(part, memo) for part in loss)
     except Exception as error:
         raise ValueError(
@@ -119,8 +122,9 @@ def warming_up(optimizer: Optimizer) -> list[dict[str, Any]]:
     """The groups whose rate a schedule holds at 0 before the first step; it leaves the full rate beside it.
 
     An optimizer that has stepped (it has a state) stands at the end of its schedule, and nobody will raise the rate.
+    Where its steps carry a hook, that may be the schedule: it raises the rate itself.
     """
-    if any(optimizer.state.values()):
+    if any(optimizer.state.values()) or hooked(optimizer):
         return []
     groups = [group for group in optimizer.param_groups if "initial_lr" in group and group.get("lr") is not None]
     return [group for group in groups if float(group["lr"]) == 0 < float(group["initial_lr"])]

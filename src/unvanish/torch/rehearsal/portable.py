@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 _Memo = dict[int, Any]
 _MOST_ITEMS = 1000
@@ -117,7 +118,7 @@ def _moves(value: Any, seen: set[int]) -> bool:
         if id(value) in seen:
             return False
         seen.add(id(value))
-        return any(_moves(part, seen) for part in _referred(value))
+        return any(_moves(part, seen) for part in referred(value))
     if isinstance(value, nn.Module | Optimizer | torch.Generator | random.Random):
         return True
     if isinstance(value, torch.Tensor):
@@ -134,16 +135,17 @@ def _moves(value: Any, seen: set[int]) -> bool:
 
 
 def _holds_network(value: Any) -> bool:
-    """Is it an object of the user's with networks or optimizers among its attributes, or in lists of them?"""
+    """Is it an object with networks, optimizers or schedules among its attributes, or in lists of them?"""
     if isinstance(value, type | types.ModuleType | nn.Module | Optimizer | torch.Tensor):
         return False
     parts = list(getattr(value, "__dict__", {}).values())
     parts += [inner for part in parts if type(part) in (list, tuple) for inner in part[:_MOST_ITEMS]]
     parts += [inner for part in parts if type(part) is dict for inner in list(part.values())[:_MOST_ITEMS]]
-    return any(isinstance(part, nn.Module | Optimizer) for part in parts)
+    return any(isinstance(part, nn.Module | Optimizer | LRScheduler) for part in parts)
 
 
-def _referred(function: types.FunctionType) -> list[Any]:
+def referred(function: types.FunctionType) -> list[Any]:
+    """What a function of the user's may read: its closure, its defaults and globals."""
     held = [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
     return [*held, *(function.__defaults__ or ()), *_globals(function).values()]
 

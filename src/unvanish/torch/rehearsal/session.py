@@ -23,6 +23,7 @@ from unvanish.torch.rehearsal.copies import (
     warming_up,
 )
 from unvanish.torch.rehearsal.experiments import experiments, format_experiments
+from unvanish.torch.rehearsal.hooks import hooked
 from unvanish.torch.rehearsal.moved import Moved, copy_of
 from unvanish.torch.rehearsal.objective import Objective, check_program, fresh
 from unvanish.torch.rehearsal.rehearse import find_birth, rehearse
@@ -34,6 +35,7 @@ from unvanish.types import Flow, OptimizerView, Site
 
 _MOST_BATCHES = 16
 _SCHEDULED = ("the schedule of the learning rate, which stands at 0: steps were made at its full rate",)
+_HOOK = "a hook at the optimizer's steps, which refers to what cannot be copied: the learning rate is not judged"
 _DEEP = 10  # weight layers in a row from which directions may collapse
 _ADAPTIVE = ("adam", "rmsprop", "adagrad", "adadelta", "nadam", "adamax", "lion", "adafactor", "rprop", "radam")
 
@@ -168,6 +170,8 @@ def _train(flow: Flow, model: nn.Module, optimizer: Optimizer, goal: Objective, 
         return flow
     work, trained = copy_of(model, optimizer, goal)
     assert work.optimizer is not None, "copied with the model"
+    if hooked(optimizer) and not hooked(work.optimizer):
+        flow = replace(flow, optimizer=view_optimizer(optimizer, given=False), unobserved=(*flow.unobserved, _HOOK))
     rehearsal = rehearse(work, work.optimizer, trained, held, steps)
     updated = {p.name: p for snapshot in rehearsal.snapshots[:1] for p in snapshot.parameters}
     parameters = tuple(

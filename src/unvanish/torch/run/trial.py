@@ -20,6 +20,7 @@ from unvanish.torch.probe.activations import readable
 from unvanish.torch.probe.graph import Graph
 from unvanish.torch.rehearsal.copies import Working, preserved_randomness, working_copy
 from unvanish.torch.rehearsal.experiments import Attempt, experiments
+from unvanish.torch.rehearsal.hooks import drop
 from unvanish.torch.rehearsal.objective import Objective, main_tensor
 from unvanish.torch.run.quiet import unheard
 from unvanish.torch.views.floors import constant_loss
@@ -86,9 +87,12 @@ def batch_of(
 def keep(batch: Batch, optimizer: Optimizer) -> Trial | None:
     """Copy model and optimizer before their first step; None where they cannot be copied."""
     try:
-        return Trial(working_copy(batch.module, optimizer, ()), batch)
+        work = working_copy(batch.module, optimizer, ())
     except ValueError:
         return None
+    if work.optimizer is not None:
+        drop(work.optimizer)  # of a schedule in a hook, the rates that were seen are tried
+    return Trial(work, batch)
 
 
 def tried(trial: Trial, flow: Flow, rates: tuple[float, ...] = (), steps: int = 40) -> tuple[Experiment, ...]:
