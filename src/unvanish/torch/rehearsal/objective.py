@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class Objective:
     def run(self, model: nn.Module, batch: Any) -> Tensor:
         """The scalar loss of one batch."""
         shapes = tuple(tuple(tensor.shape) for tensor in tensors_in(batch))
-        parts = split(batch) if self.loss_fn is not None else (batch, None)
+        parts = split(batch) if self.loss_fn is not None else (labelled(model, batch), None)
         with _users_code(shapes, self.worked):
             value = self.objective(model, batch) if self.objective is not None else self._output(model, *parts)
         self.worked = shapes
@@ -70,7 +71,10 @@ class Objective:
 
     def inputs(self, batch: Any) -> Any:
         """What goes into the network, as far as it can be told from the batch."""
-        return split(batch)[0] if self.loss_fn is not None else batch
+        if self.loss_fn is not None:
+            return split(batch)[0]
+        named = batch[0] if self.objective is None and _keyed(batch) else batch
+        return {key: value for key, value in named.items() if key != "labels"} if _mapping(named) else named
 
     def forget(self) -> None:
         """Let go of tensors that hold a graph alive."""
@@ -155,11 +159,45 @@ def split(batch: Any) -> tuple[Any, Any]:
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """``model(x)``, ``model(*xs)`` or ``model(**xs)``, by the form of the inputs."""
-    if isinstance(inputs, dict) or type(inputs).__name__ == "BatchEncoding":
-        return model(**inputs)
+    """``model(x)``, ``model(*xs)`` or ``model(**xs)``, by the form of the inputs.
+
+    A dict of which ``forward`` knows no name is the one thing that it takes.
+    """
+    if _mapping(inputs):
+        known = _parameters(model)
+        return model(**inputs) if known is None or not inputs or known & inputs.keys() else model(inputs)
     several = isinstance(inputs, tuple | list) and not isinstance(inputs, PackedSequence)
     return model(*inputs) if several else model(inputs)
+
+
+def labelled(model: nn.Module, batch: Any) -> Any:
+    """What a model that makes its own loss is called with: of ({names: inputs}, target), the inputs with their labels.
+
+    The target is passed as ``labels`` where the model takes these and the inputs do not hold them.
+    """
+    known = _parameters(model)
+    if not _keyed(batch) or not (known is None or known & batch[0].keys()):
+        return batch
+    inputs, target = batch
+    missing = "labels" not in inputs and (known is None or "labels" in known)
+    return {**inputs, "labels": target} if missing else inputs
+
+
+def _keyed(batch: Any) -> bool:
+    return isinstance(batch, tuple | list) and len(batch) == 2 and _mapping(batch[0])
+
+
+def _mapping(inputs: Any) -> bool:
+    return isinstance(inputs, dict) or type(inputs).__name__ == "BatchEncoding"
+
+
+def _parameters(model: nn.Module) -> set[str] | None:
+    """Names that ``forward`` takes; None where it takes any."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    return None if any(p.kind is p.VAR_KEYWORD for p in parameters) else {p.name for p in parameters}
 
 
 def main_tensor(output: Any) -> Tensor | None:
