@@ -78,6 +78,27 @@ def stops(sick):
     train()
 
 
+def skipped_in_function(sick):
+    """The network's output is finite, the logarithm in the loss is not, and nothing of it is left at the end."""
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-2)
+
+    def train():
+        for _ in range(40):
+            x = torch.randn(32, 4)
+            shares = net(x).softmax(1)
+            if sick:
+                shares = shares * torch.tensor([0.0, 1.0])
+            loss = -(shares.log() * FUNCTIONAL.one_hot((x[:, 0] > 0).long(), 2)).sum(1).mean()
+            if loss.isnan():
+                continue
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    train()
+
+
 def forbidden(sick):
     """Actions that are forbidden have a logit of -inf, which is meant; nothing is trained."""
     net = nn.Linear(4, 3)

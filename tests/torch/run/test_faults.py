@@ -34,6 +34,7 @@ def findings(folder: Path, *arguments: str, steps: int | None = None) -> tuple[i
     [
         ("skipped", "non-finite", "softmax"),
         ("mostly_skipped", "non-finite", "softmax"),
+        ("skipped_in_function", "non-finite", "loss"),
         ("stops", "non-finite", "div"),
         ("piling", "learning-rate-high", "optimizer"),
         ("two_networks", "disconnected", "policy.0"),

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 _DEEPEST = 60  # frames looked through
@@ -30,6 +31,12 @@ def find_root(module: nn.Module) -> tuple[str, nn.Module]:
 def find_name(tensor: Tensor) -> str | None:
     """The user's name for a tensor, such as "w1" or "weights.0"; None where no running frame holds it."""
     return next((name for name, value in _held() if value is tensor), None)
+
+
+def lost_losses() -> list[Tensor]:
+    """Single numbers with a graph that are NaN, among all variables in reach."""
+    tensors = [value for _, value in _held() if isinstance(value, Tensor) and value.grad_fn is not None]
+    return [one for one in tensors if one.numel() == 1 and not one.is_sparse and bool(torch.isnan(one.detach()).all())]
 
 
 def keywords_of_call() -> dict[str, Any]:

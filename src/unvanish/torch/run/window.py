@@ -152,6 +152,7 @@ class Window:
             return None
         if id(module) not in self._roots.names.modules:
             self._roots.adopt(module)
+        self._outputs.look_back(self._scopes, self._roots.names)
         keywords = keywords_of_call()
         inputs = _shown(args, keywords)
         if self._sized != len(self.seen) and (size := batch_size(inputs)) is not None:
