@@ -48,7 +48,9 @@ class Site:
     ln of the best small-signal slope of the activation: its own for an activation, that of the activation it
     feeds for a linear or convolution site (0 where it feeds none).  ``inputs`` are the orders of the sites
     whose outputs it reads; ``depth`` is the number of sites on the longest path up to here.  ``nonfinite_gradient``
-    counts the NaN and Inf in the gradient that arrives.  ``custom``: its derivative is the user's own code.
+    counts the NaN and Inf in the gradient that arrives.  ``normalized_count``: over how many elements a normalisation
+    takes its statistics, or a softmax sums to 1; ``saturated``: share of elements on a flat part, or of one-hot rows.
+    ``custom``: its derivative is the user's own code.
     """
 
     name: str
@@ -159,8 +161,8 @@ class LossView:
     """What the loss reads and what a predictor that ignores its input would reach on the same targets.
 
     ``kind`` is the framework's loss op ("cross_entropy", "nll", "mse", "l1", "smooth_l1", "huber", "bce",
-    "bce_with_logits", "kl_div", "other"); ``floor`` the best loss of a constant prediction (class prior, mean, median);
-    ``feeding`` the op whose output the loss reads ("softmax", "sigmoid", "relu", "linear"...);
+    "bce_with_logits", "kl_div", "hinge", "other"); ``floor`` the best loss of a constant prediction (class prior, mean,
+    median); ``feeding`` the op whose output the loss reads ("softmax", "sigmoid", "relu", "linear"...);
     ``reduction`` "mean", "sum", "none" or None; ``broadcast`` two shapes that silently broadcast to a larger
     one inside the loss; ``requires_grad`` = backward from it leads anywhere; ``parts`` = (kind, feeding op) of every
     term where there are several; ``normalized_axis`` = the axis over which a softmax that the loss reads sums to 1;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -506,3 +507,138 @@ def test_an_optimizer_of_another_model_is_a_finding_and_no_error(kind: type[torc
     found = diagnose(model, F.cross_entropy, digits(), kind(earlier.parameters(), lr=0.1)).findings
     assert [(finding.cause, finding.where) for finding in found] == [("disconnected", ("optimizer",))]
     assert all(map(torch.equal, before, earlier.parameters()))
+
+
+class Quantized(nn.Module):
+    """Weights on a grid, as a parametrization."""
+
+    def __init__(self, straight_through: bool) -> None:
+        super().__init__()
+        self.straight_through = straight_through
+
+    def forward(self, w: Tensor) -> Tensor:
+        step = w.detach().abs().max() / 7
+        q = torch.round(w / step) * step
+        return w + (q - w).detach() if self.straight_through else q
+
+
+@pytest.mark.parametrize("straight_through", [False, True])
+def test_weights_made_by_a_flat_op(straight_through: bool) -> None:
+    model = mlp()
+    for layer in (model[0], model[2]):
+        nn.utils.parametrize.register_parametrization(layer, "weight", Quantized(straight_through))
+    diagnosis = diagnose(model, F.cross_entropy, digits(), adam(model, 3e-3))
+    if straight_through:
+        assert diagnosis.healthy
+        return
+    assert (root(diagnosis).cause, root(diagnosis).where) == ("disconnected", ("0", "2"))
+
+
+class LowRank(nn.Module):
+    def __init__(self, base: nn.Linear, *, drawn: bool) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.a, self.b = nn.Parameter(torch.zeros(4, base.in_features)), nn.Parameter(torch.zeros(base.out_features, 4))
+        if drawn:
+            nn.init.kaiming_uniform_(self.a)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + 4 * (x @ self.a.t() @ self.b.t())
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_both_factors_of_an_adapter_are_zero(drawn: bool) -> None:
+    model = nn.Sequential(LowRank(nn.Linear(64, 64), drawn=drawn), nn.ReLU(), LowRank(nn.Linear(64, 10), drawn=drawn))
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    diagnosis = diagnose(model, F.cross_entropy, digits(), optimizer)
+    if drawn:
+        assert diagnosis.healthy
+        return
+    assert (root(diagnosis).cause, root(diagnosis).where) == ("symmetry", ("0", "2"))
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_experts_made_by_deepcopy(copied: bool) -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            first = nn.Linear(10, 1)
+            self.experts = nn.ModuleList(copy.deepcopy(first) if copied else nn.Linear(10, 1) for _ in range(4))
+            self.router = nn.Linear(10, 4)
+            nn.init.zeros_(self.router.weight)
+            nn.init.zeros_(self.router.bias)
+
+        def forward(self, x: Tensor) -> Tensor:
+            shares = self.router(x).softmax(-1)
+            return (shares * torch.cat([expert(x) for expert in self.experts], -1)).sum(-1)
+
+    x = torch.randn(8, 64, 10)
+    model, batches = Experts(), [(one, one[:, 0].abs()) for one in x]
+    diagnosis = diagnose(model, F.mse_loss, batches, adam(model, 3e-2))
+    if not copied:
+        assert "symmetry" not in {finding.cause for finding in diagnosis.findings}
+        return
+    assert root(diagnosis).cause == "symmetry"
+    assert set(root(diagnosis).where) >= {"experts.0", "experts.3"}
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_softmax_over_an_axis_of_one(axis: int) -> None:
+    class Chooser(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.score = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 1))
+            self.choose = nn.Softmax(dim=axis)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.choose(self.score(x)).squeeze(-1)
+
+    x = torch.randn(8, 32, 6, 5)
+    batches = [(one, F.one_hot(one[..., 0].argmax(1), 6).float()) for one in x]
+    model = Chooser()
+    diagnosis = diagnose(model, lambda p, t: (p - t).square().sum(1).mean(), batches, adam(model, 1e-2))
+    if axis == 1:
+        assert diagnosis.healthy
+        return
+    assert (root(diagnosis).cause, root(diagnosis).where) == ("loss-mismatch", ("loss", "choose"))
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_raw_targets_of_a_quantile_loss_by_hand(raw: bool) -> None:
+    shares = torch.tensor([0.1, 0.5, 0.9])
+
+    def pinball(q: Tensor, y: Tensor) -> Tensor:
+        e = y[:, None] - q
+        return torch.maximum(shares * e, (shares - 1) * e).mean()
+
+    batches = [(x, 2e5 + 8e4 * y if raw else y) for x, y in diabetes()]
+    model = mlp(10, 3)
+    diagnosis = diagnose(model, pinball, batches, adam(model, 3e-3))
+    if not raw:
+        assert diagnosis.healthy
+        return
+    assert root(diagnosis).cause == "input-scale"
+
+
+@pytest.mark.parametrize("logarithm", [False, True])
+def test_chrono_biases_without_their_logarithm(logarithm: bool) -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.out = nn.LSTM(8, 32, batch_first=True), nn.Linear(32, 10)
+            scale = torch.empty(32).uniform_(1, 100)
+            scale = scale.log() if logarithm else scale
+            with torch.no_grad():
+                self.rnn.bias_hh_l0.zero_()
+                self.rnn.bias_ih_l0.zero_()
+                self.rnn.bias_ih_l0[:32], self.rnn.bias_ih_l0[32:64] = -scale, scale
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.rnn(x.view(-1, 8, 8))[0][:, -1])
+
+    model = Reader()
+    diagnosis = diagnose(model, F.cross_entropy, digits(), adam(model, 5e-3))
+    if logarithm:
+        assert "saturation" not in {finding.cause for finding in diagnosis.findings}
+        return
+    assert (root(diagnosis).cause, root(diagnosis).where) == ("saturation", ("rnn",))

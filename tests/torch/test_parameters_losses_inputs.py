@@ -311,6 +311,20 @@ def test_silent_broadcast(by_hand: bool) -> None:
     assert seen(net(1), loss, x, y[:, None]).loss.broadcast is None
 
 
+@pytest.mark.parametrize("low", [-1.0, 0.0])
+def test_a_hinge_by_hand_is_known_by_its_value(low: float) -> None:
+    def hinge(o: Tensor, y: Tensor) -> Tensor:
+        return torch.clamp(1 - y * o, min=0).mean()
+
+    target = torch.where(torch.rand(11, 2) < 0.4, 1.0, low)
+    view = seen(net(2), hinge, torch.randn(11, 4), target).loss
+    tried = torch.linspace(-3, 3, 601)[:, None, None]
+    least = (1 - target * tried).clamp(min=0).mean(1).amin(0).mean()
+    assert view.kind in ("hinge", *["l1"] * (low == -1))  # one number where all scores lie between -1 and 1
+    assert (view.reduction, view.target_range) == ("mean", (low, 1.0))
+    assert view.floor == pytest.approx(float(least), rel=1e-5)
+
+
 def test_a_loss_by_hand_with_the_value_of_a_known_one() -> None:
     y = torch.randn(7, 4)
     view = seen(net(4), lambda o, t: ((o - t) ** 2).mean(), torch.randn(7, 4), y).loss

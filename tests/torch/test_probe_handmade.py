@@ -187,6 +187,19 @@ def test_one_hot_rows_of_a_softmax(sharp: float, axis: int) -> None:
     assert [s.saturated for s in rows] == [pytest.approx(float(expected.double().mean()))]
 
 
+def test_softmax_over_an_axis_of_one_is_counted() -> None:
+    for axis, size in ((1, 12), (2, 1)):
+        model = Net(lambda h, axis=axis: F.softmax(h.unsqueeze(-1), axis))
+        rows = watch(model, lambda m: F.cross_entropy(m(torch.randn(9, 7)), torch.randint(3, (9,))), 9)
+        assert [s.normalized_count for s in rows if s.op == "softmax"] == [size]
+
+
+def test_parametrized_layers_keep_their_name() -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(7, 5))
+    sites = watch(nn.Sequential(layer, nn.Tanh(), nn.Linear(5, 3)), lambda m: m(torch.randn(9, 7)).sum(), 9)
+    assert [s.label for s in sites if s.kind == "linear"] == ["0", "2"]
+
+
 def test_weights_in_dictionaries_and_lists_have_names_of_their_own() -> None:
     class Tutorial(nn.Module):
         def __init__(self) -> None:

@@ -61,7 +61,7 @@ def plain(
         )  # fmt: skip
     flow = Flow(
         sites=tuple(sites),
-        parameters=tuple(parameter(f"layers.{2 * i}.weight") for i in range(depth)),
+        parameters=tuple(parameter(f"layers.{2 * i}.weight", log_weight=1 + 0.01 * i) for i in range(depth)),
         loss=LossView(FLOOR, "cross_entropy", FLOOR, 10, feeding="linear", reduction="mean"),
         optimizer=OptimizerView("SGD", (0.1,)),
         batch_size=64,

@@ -50,6 +50,7 @@ class Disconnected(AbstractRule):
             or self._cut(flow)
             or self._cut_in_time(flow)
             or self._flat_op(flow)
+            or self._flat_weight(flow)
             or self._unregistered(flow)
             or self._not_in_optimizer(flow)
             or self._forgotten(flow)
@@ -129,6 +130,23 @@ class Disconnected(AbstractRule):
             "zero. Expected: an op with a slope. Use a straight-through estimator, x + (round(x) - x).detach(), or a "
             "soft version.",
             f"replace {site.op} by a straight-through or soft version",
+        )
+
+    def _flat_weight(self, flow: Flow) -> Finding | None:
+        """Weights that get exactly nothing though their layers do, and are given something: they are made by a flat op."""
+        by_name = {p.name: p for p in reading.trainable(flow)}
+        layers = [s for s in reading.body(flow) if s.parameter in by_name and s.kind != "recurrent"]
+        starved = [s for s in layers if by_name[s.parameter or ""].log_grad == -math.inf and _given(flow, s)]
+        if not starved or reading.learns(flow):
+            return None
+        names = ", ".join(dict.fromkeys(s.parameter or "" for s in starved[:3]))
+        return self._finding(
+            reading.names(starved),
+            0.95,
+            f"{names}: the gradient is exactly zero, although the layer's output gets one. What makes the weight from its "
+            "parameter has derivative zero or cuts the graph (round, sign, a mask of zeros, .detach() in a parametrization). "
+            "Expected: a path with a slope. Use a straight-through estimator, w + (q(w) - w).detach().",
+            "make quantised or masked weights with a straight-through estimator: w + (q(w) - w).detach()",
         )
 
     @staticmethod
@@ -211,6 +229,10 @@ class Disconnected(AbstractRule):
             replace(base, sites=(*base.sites, _own_function(-1.0))),
             _flows.plain(parameters=(*base.parameters, frozen, spare)),
             replace(base, cuts=(Cut("cell", "detach", ("cell",), "only the last 1 of 8 calls of cell", 7),)),
+            replace(
+                _flows.plain(activation="relu", dead=1.0, stuck=True),
+                parameters=tuple(_flows.parameter(f"layers.{2 * i}.weight", log_grad=-math.inf) for i in range(1, 8)),
+            ),
             _flows.plain(
                 parameters=(*base.parameters, deliberate),
                 cuts=(Cut("generator", "detach", ("generator",), "detached"),),
@@ -233,6 +255,7 @@ class Disconnected(AbstractRule):
             replace(base, parameters=(*base.parameters, in_list)),
             replace(base, parameters=(unlisted,)),
             replace(base, sites=(*base.sites, _own_function(-math.inf))),
+            replace(base, parameters=tuple(replace(p, log_grad=-math.inf) for p in base.parameters)),
             replace(
                 _flows.plain(), cuts=(Cut("actor.0", _OPTIMIZER, ("actor.0", "actor.2"), "no optimizer holds them"),)
             ),
@@ -250,3 +273,15 @@ def _own_function(log_grad_in: float) -> Site:
         "own:quantize", "quantize", "other", 100, (64, 32), inputs=(99,), log_grad_out=-1.0, log_grad_in=log_grad_in,
         custom=True,
     )  # fmt: skip
+
+
+def _given(flow: Flow, layer: Site) -> bool:
+    """Does a gradient arrive at this layer, and anything but zeros enter it?"""
+    if layer.log_grad_out is None or not math.isfinite(layer.log_grad_out):
+        return False
+    zero = {p.name for p in flow.parameters if p.log_weight == -math.inf}
+    below = [s for s in flow.sites if s.order in layer.inputs]
+    silent = [
+        s for s in below if s.dead == 1.0 or s.parameter in zero or (s.forward is not None and s.forward.rms == 0)
+    ]
+    return not silent

@@ -36,6 +36,7 @@ class InputScale(AbstractRule):
     gross: float = 100.0
     gross_target: float = 1000.0
     far: float = 10.0
+    grows: float = 0.01
     beyond: float = 1e4
     trained: float = 0.1
     enough: float = 0.9
@@ -121,7 +122,7 @@ class InputScale(AbstractRule):
 
     def _targets(self, flow: Flow) -> Finding | None:
         target = flow.loss.target
-        if target is None or flow.loss.kind not in ("mse", "l1", "smooth_l1", "huber") or target.rms <= self.target_rms:
+        if target is None or target.rms <= self.target_rms or not self._distance(flow, target):
             return None
         if (reading.progress(flow) or 0.0) >= self.enough:
             return None
@@ -153,6 +154,13 @@ class InputScale(AbstractRule):
             source=self.source,
         )
 
+    def _distance(self, flow: Flow, target: Moments) -> bool:
+        """Are predictions compared with the targets' numbers?  So they are in a loss by hand (quantiles) that is as large."""
+        if flow.loss.kind in ("mse", "l1", "smooth_l1", "huber"):
+            return True
+        raw = flow.loss.kind == "other" and target.rms > self.gross_target
+        return raw and flow.loss.value > self.grows * target.rms
+
     @classmethod
     def healthy(cls) -> tuple[Flow, ...]:
         usual = InputView("input", (64, 8), "float32", Moments(512, 1.0, 0.0, 1.0, 3.0), 1.2, 1.1)
@@ -173,4 +181,5 @@ class InputScale(AbstractRule):
             _flows.with_site(stuck, 1, saturated=0.99),
             _flows.plain(inputs=(raw,), loss=LossView(1e22)),
             _flows.lever(_flows.plain(stuck=True, loss=prices), "targets-standardized"),
+            _flows.plain(stuck=True, loss=replace(prices, kind="other", value=9e4, floor=None)),
         )

@@ -60,6 +60,7 @@ class LossMismatch(AbstractRule):
         yield from self._twice(flow)
         yield from self._shapes(flow)
         yield from self._constant_output(flow)
+        yield from self._signs(flow)
         yield from self._range(flow)
         yield from self._flat_loss(flow)
         yield from self._summed(flow)
@@ -133,6 +134,13 @@ class LossMismatch(AbstractRule):
                 "one output per class (2 for two classes), or a sigmoid with BCE for a single output.",
                 "use two outputs, or one output with BCEWithLogitsLoss",
             )  # fmt: skip
+        single = [s for s in flow.sites if s.kind == "softmax" and s.op == "softmax" and s.normalized_count == 1]
+        if single and not one and not reading.learns(flow):
+            yield self._finding(
+                flow, 0.95, f"The softmax at {single[0].label} runs over an axis of size 1 of {single[0].shape}: all it puts out is 1, "
+                "and no gradient passes. Expected: the axis that holds the alternatives. Choose another dim, or squeeze first.",
+                "let the softmax run over the axis of the alternatives: another dim", single[0].label,
+            )  # fmt: skip
         rectified = [
             s for s in reading.activations(flow)[-1:] if loss.feeding in ("relu", "relu6") and s.dead is not None
         ]
@@ -142,6 +150,17 @@ class LossMismatch(AbstractRule):
                 f"({100 * (rectified[0].dead or 0):.0f} % of the outputs are dead). Expected: the raw output of the last "
                 "linear layer. Remove the activation after it.",
                 f"remove the {loss.feeding} after the last layer", rectified[0].label,
+            )  # fmt: skip
+
+    def _signs(self, flow: Flow) -> Iterator[Finding]:
+        """A loss of margins, y * score, that is given 0 for one of the two classes."""
+        loss = flow.loss
+        if loss.kind in ("hinge", "soft_margin") and loss.target_range is not None and loss.target_range[0] >= 0:
+            low, high = loss.target_range
+            yield self._finding(
+                flow, 0.95, f"Targets lie in [{low:.4g}, {high:.4g}], but a margin loss takes -1 and 1: where the target is 0, the "
+                "product with the score is 0, and the sample gives no gradient. Expected: a sign for each sample. Use 2 * target - 1.",
+                "give the margin loss targets of -1 and 1: 2 * target - 1",
             )  # fmt: skip
 
     def _range(self, flow: Flow) -> Iterator[Finding]:
@@ -233,6 +252,7 @@ class LossMismatch(AbstractRule):
         flows = [replace(base, loss=replace(base.loss, kind=kind, feeding=op)) for kind, op in fed]
         flows.append(replace(base, loss=replace(base.loss, kind="other", terms=2, parts=tuple(fed))))
         flows.append(replace(base, loss=replace(base.loss, kind="bce_with_logits", target_range=(0.0, 1.0))))
+        flows.append(replace(base, loss=replace(base.loss, kind="hinge", target_range=(-1.0, 1.0))))
         flows.append(replace(base, loss=replace(base.loss, normalized_axis=1, output_shape=(64, 10))))
         inside = replace(
             base.loss, kind="mse", feeding="sigmoid", target=Moments(64, 0.5, 0.4), target_range=(0.0, 1.0)
@@ -252,6 +272,7 @@ class LossMismatch(AbstractRule):
             replace(loss, kind="mse", feeding="sigmoid", target_range=(-2.0, 3.0)),
             replace(loss, kind="mse", feeding="sigmoid", output_saturated=0.95),
             replace(loss, kind="bce_with_logits", target_range=(-1.0, 1.0)),
+            replace(loss, kind="hinge", target_range=(0.0, 1.0)),
             replace(loss, kind="other", terms=2, parts=(("mse", "linear"), ("cross_entropy", "softmax"))),
             replace(loss, feeding="linear", normalized_axis=0, output_shape=(64, 10)),
         )
@@ -264,7 +285,9 @@ class LossMismatch(AbstractRule):
             base, loss=LossView(-0.1), steps=still, experiments=(), snapshots=(Snapshot(50, (sure,), base.parameters),)
         )
         summed = _flows.lever(replace(base, loss=replace(loss, reduction="sum")), "learning-rate", 0.01)
-        return (*(replace(base, loss=one) for one in changed), player, summed)
+        alone = Site("choose", "softmax", "softmax", 99, (32, 6, 1), normalized_count=1)
+        constant = replace(base, sites=(*base.sites, alone))
+        return (*(replace(base, loss=one) for one in changed), player, summed, constant)
 
 
 def _normal(floor: float | None) -> str:

@@ -52,7 +52,7 @@ class Normalization(AbstractRule):
         )
 
     def _few_elements(self, flow: Flow) -> Finding | None:
-        counted = [s for s in flow.sites if s.normalized_count is not None]
+        counted = [s for s in flow.sites if s.kind == "normalization" and s.normalized_count is not None]
         single = [s for s in counted if s.normalized_count == 1]
         limit = self.too_few if reading.learns(flow) else self.few
         small = single or [s for s in counted if s.op == "batch_norm" and (s.normalized_count or 99) <= limit]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -29,6 +30,7 @@ class Saturation(AbstractRule):
 
     flat: float = 0.6
     shut: float = 0.95
+    pinned: float = 20.0  # sigmoid(-20) is 2e-9
     sharp: float = 0.8
     idle: float = 0.1
     memorized: float = 0.6  # of one batch: values alone can be learnt by heart so far, whatever is looked at
@@ -57,6 +59,9 @@ class Saturation(AbstractRule):
             return self._one_hot(flow, sharp)
         if reading.learns(flow):
             return None
+        pinned = self._pinned(flow)
+        if pinned:
+            return self._gates(flow, pinned)
         closed = self._closed(flow.sites)
         if closed:
             return self._finding(flow, closed, "closed gates, from the first step on", 0.85)
@@ -117,6 +122,33 @@ class Saturation(AbstractRule):
             source=self.source,
         )
 
+    def _pinned(self, flow: Flow) -> dict[str, float]:
+        """Recurrent modules whose biases hold their gates open or shut whatever comes, with the rms of the largest."""
+        found: dict[str, float] = {}
+        for site in flow.sites:
+            own = [p for p in flow.parameters if site.kind == "recurrent" and p.name.startswith(f"{site.name}.bias")]
+            rms = [math.exp(p.log_weight) / math.sqrt(math.prod(p.shape)) for p in own if p.log_weight is not None]
+            if max(rms, default=0.0) > self.pinned:
+                found[site.label] = max(rms)
+        return found
+
+    def _gates(self, flow: Flow, pinned: dict[str, float]) -> Finding:
+        label, rms = max(pinned.items(), key=lambda item: item[1])
+        return Finding(
+            cause=self.cause,
+            where=tuple(pinned),
+            confidence=0.85,
+            severity="high",
+            evidence=(Evidence(f"rms of the biases of {label}", rms, "", "below 6"), *reading.learning_evidence(flow)),
+            message=(
+                f"The biases of {label} have an rms of {rms:.3g}: sigmoid and tanh are flat there, so its gates are open or shut "
+                "whatever comes in. Expected: biases of 0 to 6. To mend it: zeros and a forget bias of 1, or the logarithm of "
+                "the time scale (chrono: log(uniform(1, T - 1)))."
+            ),
+            remedies=("gate biases of zero, the forget gate's 1", "or unvanish.torch.init's chrono biases"),
+            source="Tallec and Ollivier 2018, arXiv:1804.11188, section 2",
+        )
+
     def _one_hot(self, flow: Flow, sharp: list[Site]) -> Finding:
         """Attention whose scores are so large that each query sees one key from the start."""
         worst = max(sharp, key=lambda s: s.saturated or 0)
@@ -151,6 +183,7 @@ class Saturation(AbstractRule):
             cls._gated(passes=1e-6, around=True),
             cls._attending(0.95, stuck=False),
             cls._attending(0.3, stuck=True),
+            cls._recurrent(6.0),
         )
 
     @classmethod
@@ -162,6 +195,7 @@ class Saturation(AbstractRule):
             replace(base, snapshots=(pushed,)),
             cls._gated(passes=1e-6),
             cls._attending(0.95, stuck=True),
+            cls._recurrent(400.0),
         )
 
     @staticmethod
@@ -191,6 +225,14 @@ class Saturation(AbstractRule):
         scores = Site("att:matmul", "matmul", "attention", order, (64, 8), inputs=(0, 2))
         rows = Site("att:softmax", "softmax", "softmax", order + 1, (64, 8), inputs=(order,), saturated=one_hot)
         return replace(base, sites=(*base.sites, scores, rows))
+
+    @staticmethod
+    def _recurrent(bias: float) -> Flow:
+        """An LSTM whose biases have this rms."""
+        base = _flows.plain(stuck=True)
+        lstm = Site("rnn", "mkldnn_rnn_layer", "recurrent", 0, (28, 64, 32), parameter="rnn.weight_ih_l0")
+        biases = _flows.parameter("rnn.bias_ih_l0", shape=(128,), log_weight=math.log(bias * math.sqrt(128)))
+        return replace(base, sites=(lstm,), parameters=(*base.parameters, biases))
 
 
 def _asking(flow: Flow, softmax: Site) -> list[str]:

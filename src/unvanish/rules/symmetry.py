@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -20,13 +21,16 @@ class Symmetry(AbstractRule):
     With all weights zero, or equal to one constant, or with copied rows, every unit computes the same and is corrected
     the same: a layer of 64 units works like one unit.  Norms look normal; only equal rows give it away.  A zero weight
     alone is no fault: a zero-initialised last layer, LoRA's B or ReZero's alpha break their symmetry with the first
-    step, because their gradients differ from row to row.  So the rows are compared again after steps that moved something.
+    step, because their gradients differ from row to row; two zero matrices in a product never do.  Whole modules may be copies
+    of one another, too: experts made by copy.deepcopy.  So the rows are compared again after steps that moved something.
 
     Cure: random initial weights (Xavier or He) for every hidden layer; zeros only for biases and for the last layer of
     a residual branch.
     """
 
     share: float = 0.75
+    learnt: float = 0.8
+    factors: int = 2
     cause: ClassVar[Cause] = "symmetry"
     title: ClassVar[str] = "units of a layer are copies of one another and stay so"
     source: ClassVar[str] = "Goodfellow et al. 2016, Deep Learning, section 8.4 (breaking symmetry)"
@@ -36,29 +40,62 @@ class Symmetry(AbstractRule):
     )
 
     def check(self, flow: Flow) -> Finding | None:
+        if (reading.progress(flow) or 0.0) > self.learnt:
+            return None
+        return self._zero_product(flow) or self._clones(flow) or self._units(flow)
+
+    def _zero_product(self, flow: Flow) -> Finding | None:
+        """Zero matrices behind zero matrices: the gradient of each has the other as a factor, and nothing ever moves."""
+        matrices = [p for p in reading.trainable(flow) if len(p.shape) > 1]
+        zero = [p for p in matrices if p.log_weight == -math.inf]
+        if len(zero) < self.factors or any(p.log_grad != -math.inf for p in matrices):
+            return None
+        return self._finding(
+            flow, zero, 0.95, Evidence("weights that are zero", len(zero), "", "one factor of each product"),
+            f"{_words.count(len(zero), 'weight')} are zero and no trained matrix gets a gradient: in a product of two zero "
+            "matrices each gets the other as its gradient, so neither ever moves. Expected: zeros in one factor only, as "
+            "LoRA has them in B. Draw the other one at random.",
+        )  # fmt: skip
+
+    def _clones(self, flow: Flow) -> Finding | None:
+        """Whole modules that are copies: weights of equal size that get gradients of equal size, and still do later."""
+        after = reading.last_parameters(flow)
+        alike: dict[tuple[object, ...], list[Parameter]] = defaultdict(list)
+        for p in reading.trainable(flow):
+            end = after.get(p.name, p)
+            known = (p.log_weight, p.log_grad, end.log_weight, end.log_grad)
+            if len(p.shape) > 1 and not p.constant and all(v is not None and math.isfinite(v) for v in known):
+                alike[p.shape, *(round(v or 0.0, 9) for v in known)].append(p)
+        groups = [group for group in alike.values() if len({_module(p) for p in group}) > 1]
+        if not groups or not reading.moved(flow):
+            return None
+        copies = [p for group in groups for p in group]
+        return self._finding(
+            flow, copies, 0.93, Evidence("modules with the same weights and gradients", len(max(groups, key=len)), "", "1"),
+            f"{_words.count(len(copies), 'module')} have the same weights, get the same gradients, and are still alike after "
+            f"{len(flow.steps)} steps: they work like one. Expected: members that start apart. Initialise each of them anew; "
+            "copy.deepcopy copies the random numbers too.",
+        )  # fmt: skip
+
+    def _finding(self, flow: Flow, weights: list[Parameter], sure: float, seen: Evidence, message: str) -> Finding:
+        where = tuple(dict.fromkeys(map(_module, weights)))
+        evidence = (seen, *reading.learning_evidence(flow))
+        return Finding(self.cause, where, sure, "high", evidence, message, self.remedies, self.source)
+
+    def _units(self, flow: Flow) -> Finding | None:
         after = reading.last_parameters(flow)
         copies = [p for p in reading.trainable(flow) if self._copied(p) and self._copied(after.get(p.name, p))]
-        if not copies or not reading.moved(flow) or (reading.progress(flow) or 0.0) > 0.8:
+        if not copies or not reading.moved(flow):
             return None
         end = [after.get(p.name, p) for p in copies]
         what = "all zero" if all(map(self._zero, end)) else "constant" if all(p.constant for p in end) else "equal rows"
-        return Finding(
-            cause=self.cause,
-            where=tuple(dict.fromkeys(p.name.rpartition(".")[0] or p.name for p in copies)),
-            confidence=0.96,
-            severity="high",
-            evidence=(
-                Evidence("rows equal to another row", 100 * max(p.duplicate_rows or 0 for p in copies), "%", "0 %"),
-                *reading.learning_evidence(flow),
-            ),
-            message=(
-                f"The weights of {_words.count(len(copies), 'layer')} are {what}, and are still so after "
-                f"{len(flow.steps)} steps: their units compute the same and get the same gradient, so each layer works like one "
-                "unit. Expected: random, different rows. Initialise hidden layers with Xavier or He."
-            ),
-            remedies=self.remedies,
-            source=self.source,
-        )
+        rows = Evidence("rows equal to another row", 100 * max(p.duplicate_rows or 0 for p in copies), "%", "0 %")
+        return self._finding(
+            flow, copies, 0.96, rows,
+            f"The weights of {_words.count(len(copies), 'layer')} are {what}, and are still so after "
+            f"{len(flow.steps)} steps: their units compute the same and get the same gradient, so each layer works like one "
+            "unit. Expected: random, different rows. Initialise hidden layers with Xavier or He.",
+        )  # fmt: skip
 
     @staticmethod
     def _zero(p: Parameter) -> bool:
@@ -79,6 +116,7 @@ class Symmetry(AbstractRule):
             replace(base, parameters=(*base.parameters, frozen)),
             replace(base, parameters=(*base.parameters, zero), snapshots=()),  # no later look
             replace(base, parameters=(replace(zero, log_update=-math.inf),), snapshots=(Snapshot(1, (), (zero,)),)),
+            replace(base, parameters=(*base.parameters, replace(zero, log_weight=-math.inf, log_grad=-math.inf))),
         )
 
     @classmethod
@@ -87,4 +125,16 @@ class Symmetry(AbstractRule):
         copied = _flows.parameter("layers.2.weight", duplicate_rows=1.0, duplicate_gradient_rows=1.0, constant=True)
         still = Snapshot(10, base.sites, (replace(copied, constant=False),))
         beside = replace(base, parameters=(*base.parameters, copied))
-        return (replace(base, parameters=(copied,), snapshots=(still,)), replace(beside, snapshots=(still,)))
+        nothing = {"log_weight": -math.inf, "log_grad": -math.inf}
+        factors = tuple(_flows.parameter(f"fc.lora_{name}", **nothing) for name in "ab")
+        experts = tuple(_flows.parameter(f"experts.{k}.weight", log_weight=-1.7, log_grad=-3.1) for k in range(4))
+        return (
+            replace(base, parameters=(copied,), snapshots=(still,)),
+            replace(beside, snapshots=(still,)),
+            replace(base, parameters=factors),
+            replace(base, parameters=experts, snapshots=(Snapshot(10, base.sites, experts),)),
+        )
+
+
+def _module(p: Parameter) -> str:
+    return p.name.rpartition(".")[0] or p.name

@@ -11,6 +11,7 @@ from unvanish.torch.probe.graph import Graph, Vertex
 from unvanish.torch.probe.scopes import Call, Scopes, clean
 
 _LISTS = (nn.ParameterList, nn.ParameterDict)
+_PARAMETRIZED = ".parametrizations."  # what torch.nn.utils.parametrize puts between a layer and its weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class Namer:
         if owner is not None and not owner.parent and owner.name:
             return owner.name
         if parameter is not None and vertex.kind in ("linear", "convolution", "embedding", "normalization"):
-            module, _, _ = parameter.rpartition(".")
+            module = parameter.rpartition(".")[0].partition(_PARAMETRIZED)[0]
             return module if module and module in self._modules else parameter
         if vertex.hidden or vertex.kind in ("activation", "softmax", "other"):
             near = next((paths[id(below)] for _, below in vertex.data if paths[id(below)]), "")

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unvanish.torch.probe.activations import DERIVATIVES, UnitQueue, Units, one_hot_share, readable
+from unvanish.torch.probe.activations import DERIVATIVES, UnitQueue, Units, one_hot_share, readable, softmax_axis
 from unvanish.torch.probe.buffers import QUEUE_BYTES, QUEUE_LENGTH
 from unvanish.torch.probe.graph import Graph, Vertex, read_graph
 from unvanish.torch.probe.handmade import Handmade, become_sites, find_handmade
@@ -100,6 +100,7 @@ class Probe:
                     self._counts[index] = normalized_count(vertex)
                 elif vertex.kind == "softmax":
                     self._one_hot[index] = one_hot_share(vertex)
+                    self._counts[index] = None if (axis := softmax_axis(vertex)) is None else vertex.shape[axis]
             self._units.finish()  # before the backward pass: what waits would stay alive through it
             self._hook(shown)
             self._handmade = find_handmade(self.graph)

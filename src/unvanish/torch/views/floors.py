@@ -46,16 +46,18 @@ class Reading:
         return index - (1 << 64) if index >= 1 << 63 else index
 
 
+_SIGNS = 2  # values of a hinge's targets
 _ONE_CLASS = 1e-6  # nats; less is the rounding of a batch with a single class
 
 
 def constant_loss(kind: str, target: Tensor, ignore_index: int = -100, weight: Tensor | None = None) -> float | None:
     r"""Mean loss of the best prediction that does not look at the input.
 
-    .. math:: H(p) \text{ (cross-entropy)},\quad \mathrm{Var}(y) \text{ (MSE)},\quad E|y - \mathrm{med}(y)| \text{ (L1)}
+    .. math:: H(p) \text{ (cross-entropy)},\quad \mathrm{Var}(y) \text{ (MSE)},\quad
+              E|y - \mathrm{med}(y)| \text{ (L1)},\quad \min_c E \max(0, 1 - y c) \text{ (hinge)}
 
     Args:
-        kind: "cross_entropy", "nll", "bce", "bce_with_logits", "mse" or "l1".
+        kind: "cross_entropy", "nll", "bce", "bce_with_logits", "mse", "l1" or "hinge".
         target: targets of one batch, samples along axis 0.
         ignore_index: class index that does not count.
         weight: weight of each class (cross-entropy only).
@@ -77,6 +79,10 @@ def constant_loss(kind: str, target: Tensor, ignore_index: int = -100, weight: T
         return _positive(float(rows.var(dim=0, unbiased=False).mean()))
     if kind == "l1":
         return _positive(float((rows - rows.median(dim=0).values).abs().mean()))
+    if kind == "hinge":  # convex with a bend at each 1 / y: the minimum of each output is at one of them, or at 0
+        constants = [0.0, *(1 / float(y) for y in torch.unique(rows) if y)]
+        losses = torch.stack([(1 - c * rows).clamp(min=0).mean(dim=0) for c in constants])
+        return _positive(float(losses.amin(dim=0).mean()))
     return None
 
 
@@ -173,8 +179,11 @@ def floor_by_value(value: float, output: Tensor | None, target: Tensor | None) -
     """(kind, reduction, floor): a loss written by hand that has exactly the value of a known one is that one."""
     if output is None or target is None or output.shape != target.shape or not target.is_floating_point():
         return None
-    difference = output.detach().double() - target.double()
-    for kind, known in (("mse", difference.square()), ("l1", difference.abs())):
+    given, wanted = output.detach().double(), target.double()
+    difference, margin = given - wanted, (1 - given * wanted).clamp(min=0)
+    few = len(torch.unique(wanted)) == _SIGNS  # else the many breakpoints of a hinge are another loss's
+    known_losses = [("mse", difference.square()), ("l1", difference.abs()), *[("hinge", margin)] * few]
+    for kind, known in known_losses:
         floor = constant_loss(kind, target)
         for reduction, count in (("mean", 1), ("sum", target.numel())):
             if math.isclose(float(known.mean()) * count, value, rel_tol=1e-4):
