@@ -14,6 +14,7 @@ from unvanish.vocabulary import Cause
 
 _OPTIMIZER = "optimizer"  # what a Cut is called behind which gradients arrive, and nothing uses them
 _FLAT = ("round", "floor", "ceil", "sign", "trunc", "heaviside")
+_APART = 1e-6  # share of the signal that differs between samples; less is rounding
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class Disconnected(AbstractRule):
         """Weights that get exactly nothing though their layers do, and are given something: they are made by a flat op."""
         by_name = {p.name: p for p in reading.trainable(flow)}
         layers = [s for s in reading.body(flow) if s.parameter in by_name and s.kind != "recurrent"]
-        starved = [s for s in layers if by_name[s.parameter or ""].log_grad == -math.inf and _given(flow, s)]
+        starved = [s for s in layers if by_name[s.parameter or ""].log_grad == -math.inf and _given(s)]
         if not starved or reading.learns(flow):
             return None
         names = ", ".join(dict.fromkeys(s.parameter or "" for s in starved[:3]))
@@ -230,7 +231,7 @@ class Disconnected(AbstractRule):
             _flows.plain(parameters=(*base.parameters, frozen, spare)),
             replace(base, cuts=(Cut("cell", "detach", ("cell",), "only the last 1 of 8 calls of cell", 7),)),
             replace(
-                _flows.plain(activation="relu", dead=1.0, stuck=True),
+                _flows.plain(activation="relu", dead=1.0, separation=0.0, stuck=True),
                 parameters=tuple(_flows.parameter(f"layers.{2 * i}.weight", log_grad=-math.inf) for i in range(1, 8)),
             ),
             _flows.plain(
@@ -275,13 +276,7 @@ def _own_function(log_grad_in: float) -> Site:
     )  # fmt: skip
 
 
-def _given(flow: Flow, layer: Site) -> bool:
-    """Does a gradient arrive at this layer, and anything but zeros enter it?"""
-    if layer.log_grad_out is None or not math.isfinite(layer.log_grad_out):
-        return False
-    zero = {p.name for p in flow.parameters if p.log_weight == -math.inf}
-    below = [s for s in flow.sites if s.order in layer.inputs]
-    silent = [
-        s for s in below if s.dead == 1.0 or s.parameter in zero or (s.forward is not None and s.forward.rms == 0)
-    ]
-    return not silent
+def _given(layer: Site) -> bool:
+    """Does a gradient arrive at this layer, and does what enters it tell samples apart?  Zeros alone make bias of all."""
+    arrives = layer.log_grad_out is not None and math.isfinite(layer.log_grad_out)
+    return arrives and layer.forward is not None and (layer.forward.separation or 0.0) > _APART
