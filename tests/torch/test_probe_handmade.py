@@ -11,6 +11,8 @@ from oracle import close, site, watch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unvanish.torch.probe.naming import Names, names_of
+from unvanish.torch.probe.probe import Probe
 from unvanish.types import Site
 
 Elementwise = Callable[[Tensor], Tensor]
@@ -210,6 +212,14 @@ def test_weights_in_dictionaries_and_lists_have_names_of_their_own() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return F.linear(torch.tanh(F.linear(x, self.held["w0"], self.held["b0"])), self.listed[0])
 
-    x, y = torch.randn(9, 7), torch.randint(3, (9,))
-    sites = watch(Tutorial(), lambda m: F.cross_entropy(m(x), y), 9)
+    model, x, y = Tutorial(), torch.randn(9, 7), torch.randint(3, (9,))
+    sites = watch(model, lambda m: F.cross_entropy(m(x), y), 9)
     assert [s.label for s in sites if s.kind == "linear"] == ["held.w0", "listed.0"]
+    known = names_of(model)
+    below = Names({id(model): "model"}, {key: f"model.{name}" for key, name in known.parameters.items()})
+    probe = Probe(below, 9)  # as `unvanish run` names the networks of a program
+    with probe.watching():
+        loss = F.cross_entropy(model(x), y)
+    probe.attach(loss)
+    loss.backward()
+    assert [s.label for s in probe.sites()[0] if s.kind == "linear"] == ["model.held.w0", "model.listed.0"]

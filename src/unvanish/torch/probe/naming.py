@@ -53,6 +53,7 @@ class Namer:
         self._parameters = names.parameters
         self._loss_from = max((call.end or 0 for call in scopes.calls if call.level == 0), default=0)
         self._calls: dict[tuple[str, str], int] = {}
+        self._many: dict[int, bool] = {}
 
     def names(self, graph: Graph, owners: list[Call | None]) -> list[SiteName]:
         """One name per vertex, in forward order."""
@@ -81,9 +82,10 @@ class Namer:
         return first
 
     def _path(self, vertex: Vertex, owner: Call | None, parameter: str | None, paths: dict[int, str]) -> str:
-        if owner is not None and not owner.parent and owner.name:
+        weighs = parameter is not None and vertex.kind in ("linear", "convolution", "embedding", "normalization")
+        if owner is not None and not owner.parent and owner.name and not (weighs and self._holds_many(owner)):
             return owner.name
-        if parameter is not None and vertex.kind in ("linear", "convolution", "embedding", "normalization"):
+        if parameter is not None and weighs:
             module = parameter.rpartition(".")[0].partition(_PARAMETRIZED)[0]
             return module if module and module in self._modules else parameter
         if vertex.hidden or vertex.kind in ("activation", "softmax", "other"):
@@ -94,3 +96,12 @@ class Namer:
                 return f"{near.partition(':')[0]}:{vertex.op}"
         inside = owner.name if owner is not None else ""
         return f"{inside}:{vertex.op}" if inside else vertex.op
+
+    def _holds_many(self, owner: Call) -> bool:
+        """Is it a whole network whose matrices are its own, or in lists, so that its name tells nothing?"""
+        if owner.level:
+            return False
+        known = self._many.get(id(owner))
+        if known is None:
+            known = self._many[id(owner)] = sum(p.dim() > 1 for p in owner.module.parameters()) > 1
+        return known
