@@ -106,7 +106,7 @@ def label(track: Track, watch: Watch) -> str:
 
 
 def _trained(watch: Watch) -> list[Track]:
-    return [track for track in watch.tracks if track.count]
+    return [track for track in watch.roster.tracks if track.count]
 
 
 def _reported(watch: Watch) -> list[Track]:
@@ -156,7 +156,7 @@ def _write(found: list[Diagnosis], json_path: Path | None) -> None:
 def _say_what_is_left(watch: Watch, live: Live, told: list[Track]) -> None:
     """Of every optimizer that made a step and is not reported: why."""
     blind = [track for track in _trained(watch) if not track.seen]
-    more = watch.unwatched + len(_trained(watch)) - len(blind) - len(told)
+    more = watch.roster.unwatched + len(_trained(watch)) - len(blind) - len(told)
     if more:
         live.say(f"{more} more optimizers, of trainings that repeat these or came too late, are not reported")
     for track in blind:
@@ -185,9 +185,9 @@ def _diagnose(track: Track, tracks: list[Track], watch: Watch, seconds: float) -
 
 def _flow(track: Track, tracks: list[Track], watch: Watch) -> Flow:
     """What was seen of one optimizer, with what of the whole program is told beside it."""
-    if track.nonfinite is None and track is watch.main() and watch.outputs.mostly_skipped():
+    if track.nonfinite is None and track is watch.roster.main() and watch.outputs.mostly_skipped():
         track.nonfinite = watch.outputs.birth
-    forgotten = watch.orphans.cuts(watch.tracks) if track is tracks[0] else ()
+    forgotten = watch.orphans.cuts(watch.roster.tracks) if track is tracks[0] else ()
     return assemble(track, tracks, watch.roots, forgotten)
 
 

@@ -167,10 +167,12 @@ def test_only_counting_counts_the_same(deeds: list[Deed], limit: int | None) -> 
     quick = seen(deeds, limit)
     with attentive():
         slow = seen(deeds, limit)
-    assert [told(track) for track in quick.tracks] == [told(track) for track in slow.tracks]
-    assert quick.unwatched == slow.unwatched
-    repeated = [[one.repeats(other) for other in watch.tracks] for watch in (quick, slow) for one in watch.tracks]
-    assert repeated[: len(quick.tracks)] == repeated[len(quick.tracks) :]
+    assert [told(track) for track in quick.roster.tracks] == [told(track) for track in slow.roster.tracks]
+    assert quick.roster.unwatched == slow.roster.unwatched
+    repeated = [
+        [one.repeats(other) for other in watch.roster.tracks] for watch in (quick, slow) for one in watch.roster.tracks
+    ]
+    assert repeated[: len(quick.roster.tracks)] == repeated[len(quick.roster.tracks) :]
 
 
 def attended(deeds: list[Deed]) -> list[str]:
@@ -244,8 +246,8 @@ def test_the_losses_of_steps_nobody_counts_are_not_the_next_ones() -> None:
             loss.backward()
             optimizers[which].step()
             seen_at_first += [loss.item()] if which == 0 else []
-    assert watch.unwatched == 1
-    assert list(watch.tracks[0].losses.values) == seen_at_first
+    assert watch.roster.unwatched == 1
+    assert list(watch.roster.tracks[0].losses.values) == seen_at_first
 
 
 def test_passes_without_a_step_do_not_pile_up() -> None:
@@ -258,7 +260,7 @@ def test_passes_without_a_step_do_not_pile_up() -> None:
                 net(torch.ones(3, 2)).pow(2).mean().backward()
             assert len(watch.tally._losses) < 5000
             optimizer.step()
-    assert watch.tracks[0].count == 13
+    assert watch.roster.tracks[0].count == 13
 
 
 def test_an_error_of_ours_leaves_the_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +270,7 @@ def test_an_error_of_ours_leaves_the_training_alone(monkeypatch: pytest.MonkeyPa
         optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
         for step in range(14):
             if step == 8:
-                monkeypatch.setattr(watch.tracks[0], "losses", None)
+                monkeypatch.setattr(watch.roster.tracks[0], "losses", None)
                 monkeypatch.setattr(watch.tally, "_losses", None)
             optimizer.zero_grad()
             net(torch.ones(3, 2)).pow(2).mean().backward()

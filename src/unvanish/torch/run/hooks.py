@@ -111,7 +111,7 @@ def _grad(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
         if watch.elsewhere():
             return original(*call, **kwargs)
         find = watch.derivatives.loss_of
-        loss = _tell(watch, find, watch.tracks, outputs, inputs, plain=grad_outputs is None, again=again)
+        loss = _tell(watch, find, watch.roster.tracks, outputs, inputs, plain=grad_outputs is None, again=again)
         if loss is None or _tell(watch, heard, loss):
             return original(*call, **kwargs)
         pending = _tell(watch, watch.backward_begins, loss, by_grad=True)
@@ -146,9 +146,9 @@ def _scale(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _scaler_step(watch: Watch, original: Callable[..., Any]) -> Callable[..., Any]:
     def step(self: GradScaler, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
-        before = watch.steps_of(optimizer)
+        before = watch.roster.steps_of(optimizer)
         result = original(self, optimizer, *args, **kwargs)
-        if not watch.elsewhere() and before == watch.steps_of(optimizer):
+        if not watch.elsewhere() and before == watch.roster.steps_of(optimizer):
             _tell(watch, watch.step_ended, optimizer, skipped=True)
         return result
 

@@ -25,7 +25,10 @@ def explained(watch: Watch, target: str, others: float) -> str:
         target: its name.
         others: processor time of the processes it started.
     """
-    passes, steps = watch.backwards + watch.unclear, sum(track.count for track in watch.tracks) + watch.unwatched
+    passes, steps = (
+        watch.backwards + watch.unclear,
+        sum(track.count for track in watch.roster.tracks) + watch.roster.unwatched,
+    )
     called = f"backward() was called {passes} times" if passes else "backward() was never called"
     stepped = f"optimizers made {steps} steps" if steps else "no optimizer made a step"
     joint = "and" if bool(passes) == bool(steps) else "but"
