@@ -135,7 +135,7 @@ class Disconnected(AbstractRule):
 
     def _flat_weight(self, flow: Flow) -> Finding | None:
         """Weights that get exactly nothing though their layers do, and are given something: they are made by a flat op."""
-        by_name = {p.name: p for p in reading.trainable(flow)}
+        by_name = {p.name: p for p in reading.trainable(flow) if len(p.shape) > 1}  # a bias may cancel in the loss
         layers = [s for s in reading.body(flow) if s.parameter in by_name and s.kind != "recurrent"]
         starved = [s for s in layers if by_name[s.parameter or ""].log_grad == -math.inf and _given(s)]
         if not starved or reading.learns(flow):
