@@ -534,20 +534,6 @@ def test_weights_made_by_a_flat_op(straight_through: bool) -> None:
     assert (root(diagnosis).cause, root(diagnosis).where) == ("disconnected", ("0", "2"))
 
 
-def test_a_bias_that_cancels_in_the_loss_is_not_cut_off() -> None:
-    """Of a critic's last layer, whose weight a spectral norm makes of another."""
-    norm = nn.utils.parametrizations.spectral_norm
-    critic = nn.Sequential(norm(nn.Linear(64, 32)), nn.LeakyReLU(0.2), norm(nn.Linear(32, 1)))
-    batches = [(x, torch.randn_like(x)) for x, _ in digits()]
-
-    def apart(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        real, fake = batch
-        return model(fake).mean() - model(real).mean()
-
-    optimizer = torch.optim.RMSprop(critic.parameters(), lr=5e-4)
-    assert diagnose(critic, batches=batches, optimizer=optimizer, objective=apart).healthy
-
-
 class LowRank(nn.Module):
     def __init__(self, base: nn.Linear, *, drawn: bool) -> None:
         super().__init__()

@@ -234,6 +234,7 @@ class Disconnected(AbstractRule):
                 _flows.plain(activation="relu", dead=1.0, separation=0.0, stuck=True),
                 parameters=tuple(_flows.parameter(f"layers.{2 * i}.weight", log_grad=-math.inf) for i in range(1, 8)),
             ),
+            _cancelling_bias(),
             _flows.plain(
                 parameters=(*base.parameters, deliberate),
                 cuts=(Cut("generator", "detach", ("generator",), "detached"),),
@@ -261,6 +262,14 @@ class Disconnected(AbstractRule):
                 _flows.plain(), cuts=(Cut("actor.0", _OPTIMIZER, ("actor.0", "actor.2"), "no optimizer holds them"),)
             ),
         )
+
+
+def _cancelling_bias() -> Flow:
+    """The last layer of a critic with a normalised weight: of its parameters only the bias is known at the site."""
+    base = _flows.plain(stuck=True)
+    bias = _flows.parameter("layers.14.bias", shape=(32,), log_grad=-math.inf)
+    last = _flows.with_site(base, len(base.sites) - 2, parameter=bias.name)
+    return replace(last, parameters=(*base.parameters, bias))
 
 
 def _cuts(flow: Flow, *, within: bool) -> list[Cut]:
