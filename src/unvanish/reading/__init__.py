@@ -35,6 +35,7 @@ from unvanish.reading.sites import (
 from unvanish.reading.steps import (
     UNDEFINED,
     grew,
+    largest_first_update,
     largest_update,
     last_parameters,
     moved,
@@ -60,6 +61,7 @@ __all__ = [
     "falls",
     "grew",
     "improves",
+    "largest_first_update",
     "largest_update",
     "last_parameters",
     "learning_evidence",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from unvanish.types import Flow, Parameter, Step
 
+_FIRST = 12  # steps
 # ops that are undefined or infinite somewhere inside the range of floats
 UNDEFINED = (
     *("log", "log2", "log10", "log1p", "logit", "xlogy", "sqrt", "rsqrt", "reciprocal", "norm", "linalg_vector_norm"),
@@ -34,6 +35,11 @@ def largest_update(flow: Flow) -> float | None:
     """||update|| / ||weight|| of the weight that moved most, median over the steps looked at."""
     known = [step.largest_update_ratio for step in flow.steps if step.largest_update_ratio is not None]
     return statistics.median(known) if known else None
+
+
+def largest_first_update(flow: Flow) -> float:
+    """The largest update of a weight in the first steps, as a share of the weight; 0 where none was seen."""
+    return max((step.largest_update_ratio or 0.0 for step in flow.steps[:_FIRST]), default=0.0)
 
 
 def update_ratio(flow: Flow) -> float | None:

@@ -54,7 +54,7 @@ class LearningRateHigh(AbstractRule):
         trained = reading.best_in_training(flow)
         if trained is not None:
             return self._finding(flow, trained.factor, 0.88, "the same network learns on changing batches")
-        learns, largest = reading.learns(flow), self._largest(flow)
+        learns, largest = reading.learns(flow), reading.largest_first_update(flow)
         if learns and ((reading.trains(flow) or 0.0) >= self.idle or largest < self.update):
             return None  # below idle, one batch was learnt by heart and the training goes nowhere
         helped = reading.best_lever(flow, "learning-rate", below=1.0)
@@ -77,14 +77,11 @@ class LearningRateHigh(AbstractRule):
 
     def _never_zeroed(self, flow: Flow) -> Finding:
         shares = [step.kept for step in flow.steps if step.kept is not None and 0 < step.kept < math.inf]
-        return Finding(
-            cause=self.cause,
-            where=("optimizer",),
+        return self._told(
             confidence=0.93,
-            severity="high",
             evidence=(
                 Evidence("gradient that stems from earlier steps", 100 * statistics.median(shares), "%", "0 %"),
-                Evidence("largest update / weight in one step", self._largest(flow), "", "1e-4 to 1e-2"),
+                Evidence("largest update / weight in one step", reading.largest_first_update(flow), "", "1e-4 to 1e-2"),
             ),
             message=(
                 "zero_grad() is missing: at every step looked at, .grad still held the gradients of all steps before, and "
@@ -93,16 +90,12 @@ class LearningRateHigh(AbstractRule):
                 "before the backward() of the next."
             ),
             remedies=("call optimizer.zero_grad() once per step, before backward() or after step()",),
-            source=self.source,
         )
 
     def _unlearnt(self, flow: Flow, taught: float, ruined: float) -> Finding:
         end = flow.steps[-1].loss
-        return Finding(
-            cause=self.cause,
-            where=("optimizer",),
+        return self._told(
             confidence=0.9,
-            severity="high",
             evidence=(
                 Evidence("learning rate after it had learnt", ruined, "", f"near {taught:.3g}"),
                 Evidence("last loss", end, "", f"below {flow.loss.floor:.4g} (guessing)"),
@@ -113,17 +106,13 @@ class LearningRateHigh(AbstractRule):
                 "comes late (SWALR's swa_lr, a restart, max_lr) to about the rate of the training before."
             ),
             remedies=(f"keep the learning rate near {taught:.3g} to the end", *self.remedies[1:]),
-            source=self.source,
         )
 
     def _decayed(self, flow: Flow, shrunk: float) -> Finding:
         assert flow.optimizer is not None, "its decay was seen"
         decay = flow.optimizer.weight_decay
-        return Finding(
-            cause=self.cause,
-            where=("optimizer",),
+        return self._told(
             confidence=0.9,
-            severity="high",
             evidence=(
                 Evidence("weights before / weights now", shrunk, "", "0.5 to 2"),
                 Evidence("weight decay", decay, "", "1e-5 to 1e-1"),
@@ -134,13 +123,7 @@ class LearningRateHigh(AbstractRule):
                 f"Set weight_decay to 1e-4, or to 1e-2 in AdamW."
             ),
             remedies=("set weight_decay to 1e-4, or to 1e-2 in AdamW",),
-            source=self.source,
         )
-
-    @staticmethod
-    def _largest(flow: Flow) -> float:
-        """The largest update of a weight in the first steps, as a share of the weight."""
-        return max((s.largest_update_ratio or 0.0 for s in flow.steps[:12]), default=0.0)
 
     def _killed(self, flow: Flow) -> bool:
         """Did most units of a rectifier that fired at the start never fire again?"""
@@ -149,15 +132,12 @@ class LearningRateHigh(AbstractRule):
         return any((s.dead or 0.0) >= self.dead for s in later)
 
     def _finding(self, flow: Flow, factor: float | None, confidence: float, proof: str) -> Finding:
-        largest = self._largest(flow)
+        largest = reading.largest_first_update(flow)
         rates = flow.optimizer.learning_rates if flow.optimizer else ()
         rate = max(rates, default=float("nan"))
         proof = f"with {rate * factor:.2g} (times {factor:g}) {proof}" if factor else proof
-        return Finding(
-            cause=self.cause,
-            where=("optimizer",),
+        return self._told(
             confidence=confidence,
-            severity="high",
             evidence=(
                 Evidence("largest update / weight in one step", largest, "", "1e-4 to 1e-2"),
                 *reading.learning_evidence(flow),
@@ -170,8 +150,12 @@ class LearningRateHigh(AbstractRule):
                 f"set the learning rate to {rate * factor:.2g}" if factor else "a tenth of the learning rate",
                 *self.remedies[1:],
             ),
-            source=self.source,
         )
+
+    def _told(
+        self, confidence: float, evidence: tuple[Evidence, ...], message: str, remedies: tuple[str, ...]
+    ) -> Finding:
+        return Finding(self.cause, ("optimizer",), confidence, "high", evidence, message, remedies, self.source)
 
     @classmethod
     def healthy(cls) -> tuple[Flow, ...]:

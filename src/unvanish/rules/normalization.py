@@ -110,7 +110,9 @@ class Normalization(AbstractRule):
     def _residual(flow: Flow, merges: list[Site]) -> bool:
         """Merges that add a branch to its own input, not time steps of one recurrent weight, nor two weighted branches."""
         uses = [s.parameter for s in reading.body(flow) if s.parameter is not None]
-        skips = [merge for merge in merges[1:] if _skips(flow, merge, merges)]
+        by_order, earlier = {site.order: site for site in flow.sites}, {merge.order for merge in merges}
+        ends = [{_unweighted(order, by_order, earlier) for order in merge.inputs} for merge in merges[1:]]
+        skips = [one for one in ends if not one.isdisjoint(earlier)]  # an earlier merge with no weight in between
         return len(set(uses)) > len(uses) / 2 and len(merges) >= 3 and 2 * len(skips) >= len(merges) - 1
 
     def _plain_stack(self, flow: Flow) -> Finding | None:
@@ -164,12 +166,6 @@ class Normalization(AbstractRule):
             _pooled_net(separation=3e-7),
             _pooled_by_hand(separation=3e-7),
         )
-
-
-def _skips(flow: Flow, merge: Site, merges: list[Site]) -> bool:
-    """Does one of its inputs come from an earlier merge with no weight in between?"""
-    by_order, earlier = {site.order: site for site in flow.sites}, {one.order for one in merges}
-    return any(_unweighted(order, by_order, earlier) in earlier for order in merge.inputs)
 
 
 def _unweighted(order: int, by_order: dict[int, Site], until: set[int]) -> int:

@@ -26,7 +26,7 @@ from unvanish.types import Experiment, Flow
 _FACTORS = (0.1, 0.01, 10.0, 100.0)
 _SLOWER = (0.1, 0.01)
 _USUAL_EPS, _LARGE_EPS = 1e-8, 1e-3
-_BRISK, _FIRST, _IDLE = 0.1, 12, 0.1  # update / weight, in the first steps, of a training that removes so little
+_BRISK, _IDLE = 0.1, 0.1  # update / weight, in the first steps, of a training that removes so little
 _GOOD_RATIOS = (0.01, 0.1)  # update / weight of a brisk but sound step
 _PATIENCE = 3  # a loss that still falls gets up to four times the steps
 _STILL = 0.005  # fall per quarter, as a share of the first loss
@@ -181,6 +181,5 @@ def _too_brisk(flow: Flow) -> bool:
 
     A step of LBFGS is many on one batch, and large for that.
     """
-    largest = max((step.largest_update_ratio or 0.0 for step in flow.steps[:_FIRST]), default=0.0)
     given = flow.optimizer is not None and flow.optimizer.given and flow.optimizer.name != "LBFGS"
-    return given and largest > _BRISK and (reading.trains(flow) or 0.0) < _IDLE
+    return given and reading.largest_first_update(flow) > _BRISK and (reading.trains(flow) or 0.0) < _IDLE
