@@ -206,9 +206,9 @@ def test_gradient_scaling_of_mixed_precision():
         *(None, "a", 3, [], {}, {"state": {}}, {"param_groups": []}, {"state": None, "param_groups": []}),
         *({"state": {}, "param_groups": None}, {"state": {}, "param_groups": [{}]}, {"state": {}, "param_groups": [3]}),
         {"state": {0: None}, "param_groups": [{"params": [0]}]},
-        torch.nn.Linear(2, 2).state_dict(),
+        torch.nn.Linear(2, 2).state_dict(),  # of a model
     ],
-    ids=repr,
+    ids=lambda state: "a model" if hasattr(state, "_metadata") else repr(state),
 )
 def test_what_is_no_state_of_an_optimizer_is_refused_and_changes_nothing(state):
     model, optimizer = model_and({})

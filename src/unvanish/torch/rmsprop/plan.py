@@ -25,6 +25,7 @@ G = 1  # row of the gradients in a table of addresses
 _STATE = {"square_avg": 2, "grad_avg": 3, "momentum_buffer": 4}  # rows
 _gradient = attrgetter("grad")
 _bytes = attrgetter("nbytes")
+_address = Tensor.data_ptr
 
 
 @final
@@ -41,7 +42,9 @@ class Plan:
     p: Sequence[Tensor]
     kept: Mapping[str, Sequence[Tensor]]  # of the state
     table: NDArray[np.int64]
+    places: Mapping[int, Sequence[int]]  # rows of the table that stay
     ends: NDArray[np.int64]
+    filled: NDArray[np.int64]  # numbers of those that have entries
     sizes: Sequence[int]  # bytes
     single: Sequence[int]  # numbers of those with one element: autograd may hand over the conjugate's, sign outstanding
 
@@ -51,13 +54,14 @@ class Plan:
         columns = dict(zip(Slot._fields, zip(*slots, strict=True), strict=True))
         p: tuple[Tensor, ...] = columns["p"]
         kept = {key: columns[name] for key, name in zip(_STATE, "vmb", strict=True) if columns[name][0] is not None}
+        places = {0: list(map(_address, p))} | {_STATE[key]: list(map(_address, kept[key])) for key in kept}
         table = np.zeros((5, len(p)), dtype=np.int64)
-        table[0] = loops.addresses(p)
-        for key, tensors in kept.items():
-            table[_STATE[key]] = loops.addresses(tensors)
+        for row, place in places.items():
+            table[row] = place
         ends = loops.offsets(p)
-        single = np.flatnonzero(np.diff(ends) == 1).tolist()
-        return cls(p[0].dtype, columns["state"], p, kept, table, ends, list(map(_bytes, p)), single)
+        counts = np.diff(ends)
+        filled, single = np.flatnonzero(counts), np.flatnonzero(counts == 1).tolist()
+        return cls(p[0].dtype, columns["state"], p, kept, table, places, ends, filled, list(map(_bytes, p)), single)
 
     def gradients(self, s: Settings) -> list[Tensor] | None:
         """Those of this step, their addresses put into the table; None unless all is as it was when this was made."""
@@ -76,7 +80,7 @@ class Plan:
 
     def _in_place(self, row: int, tensors: Sequence[Tensor]) -> bool:
         """Still at its address, and of its size."""
-        return list(map(Tensor.data_ptr, tensors)) == self.table[row].tolist() and self._sized(tensors)
+        return list(map(_address, tensors)) == self.places[row] and self._sized(tensors)
 
     def _sized(self, tensors: Sequence[Tensor]) -> bool:
         return list(map(_bytes, tensors)) == self.sizes
@@ -89,8 +93,9 @@ class Plan:
         whole = all(map(Tensor.is_contiguous, gradients))  # first: sparse ones are not, and have no size and address
         if not whole or not self._sized(gradients) or any(gradients[i].is_neg() for i in self.single):
             return False
-        self.table[G] = loops.addresses(gradients)
-        return bool(np.all((self.table[G] != 0) | (np.diff(self.ends) == 0)))  # one that stands for zeros has no memory
+        found = list(map(_address, gradients))
+        self.table[G] = found
+        return 0 not in found or bool(self.table[G, self.filled].all())  # one that stands for zeros has no memory
 
     def count(self, s: Settings) -> NDArray[np.float64]:
         """Count the step; returns the corrections of the averages."""

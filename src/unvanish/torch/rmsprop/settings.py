@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Any
 
@@ -65,7 +67,14 @@ class Settings:
         Raises:
             ValueError: a value is out of its range, or two exclude each other.
         """
-        settings = cls(*(group[name] for name in _NAMES))
+        values = _values(group)
+        if _NUMBERS.issuperset(map(type, values)):  # a tensor may have another number in it by now
+            return _checked_before(*values)
+        return cls._checked(*values, may_wait=may_wait)
+
+    @classmethod
+    def _checked(cls, *values: Any, may_wait: bool = False) -> Settings:
+        settings = cls(*values)
         settings._check_switches()
         settings._check_ranges(may_wait=may_wait)
         settings._check_pairs()
@@ -113,7 +122,9 @@ class Settings:
             )
 
 
-_NAMES = tuple(field.name for field in fields(Settings))
+_values = itemgetter(*(field.name for field in fields(Settings)))
+_NUMBERS = frozenset({float, int, bool, type(None)})
+_checked_before = lru_cache(maxsize=256, typed=True)(Settings._checked)  # typed: 1 is no True here
 _SWITCHES = tuple(field.name for field in fields(Settings) if str(field.type).startswith("bool"))
 _OPEN = ("foreach", "fused")  # None: as is best
 
