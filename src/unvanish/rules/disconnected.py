@@ -21,12 +21,13 @@ _APART = 1e-6  # share of the signal that differs between samples; less is round
 class Disconnected(AbstractRule):
     """Weights that are meant to train cannot: the graph is cut before them, or the optimizer does not know them.
 
-    Seven ways to lose a path, each told by its own sign: `.detach()`, `.data`, `.item()`, `.numpy()` or `no_grad` (a
+    Eight ways to lose a path, each told by its own sign: `.detach()`, `.data`, `.item()`, `.numpy()` or `no_grad` (a
     later module is fed with data that needs no gradient); the same on a state at every time step (the loss depends on
-    calls of a module that are out of its graph); an op that is flat by definition (round, sign, argmax:
-    gradient exactly zero behind it); layers in a Python list (in the loss's graph, but not in model.parameters());
-    parameters that get a gradient but are not in the optimizer, be it some or all; a whole network whose loss is differentiated, while no optimizer
-    of the program steps its weights; a loss that has no graph at all.
+    calls of a module that are out of its graph); an op that is flat by definition (round, sign, argmax: gradient exactly
+    zero behind it), in the signal's path or in what makes a weight; layers in a Python list (in the loss's graph, but
+    not in model.parameters()); parameters that get a gradient but are not in the optimizer, be it some or all; a whole
+    network whose loss is differentiated, while no optimizer of the program steps its weights; a loss that has no graph.
+
     Frozen weights, spare heads and idle experts are no fault: nothing behind them was meant to train, or nothing after
     them reads what they put out.
 

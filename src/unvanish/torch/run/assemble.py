@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from unvanish.torch.probe.probe import merge_units
 from unvanish.torch.rehearsal.session import unobserved
+from unvanish.torch.run.by_hand import ByHand
 from unvanish.torch.run.roots import Roots
 from unvanish.torch.run.track import Track
-from unvanish.torch.run.watch import ByHand
 from unvanish.torch.views.observe import Observation
 from unvanish.torch.views.parameters import view_newborn
 from unvanish.types import Cut, Flow, NonFinite, OptimizerView, Parameter, Site, Snapshot

@@ -11,16 +11,17 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from unvanish.torch.run.birth import find_birth_unwatched
+from unvanish.torch.run.by_hand import ByHand
 from unvanish.torch.run.derivatives import Derivatives
+from unvanish.torch.run.eager import Eager
 from unvanish.torch.run.losses import value_of
+from unvanish.torch.run.newborn import Newborn
 from unvanish.torch.run.orphans import Orphans
 from unvanish.torch.run.outputs import Outputs
 from unvanish.torch.run.roots import Roots
@@ -29,23 +30,14 @@ from unvanish.torch.run.tally import Tally
 from unvanish.torch.run.track import Look, Track, left_over
 from unvanish.torch.run.trial import keep
 from unvanish.torch.run.window import Gradients, Pending, Seen, Window
-from unvanish.torch.views.births import find_backward_birth
 from unvanish.types import NonFinite
 
 _now = time.monotonic
 _pid, _thread, _is_compiling = os.getpid, threading.get_ident, torch.compiler.is_compiling
-_EAGER = "torch.compile is set aside at the steps that are looked at: they run eager"
 
 
 class Enough(BaseException):
     """The wanted number of steps is done: leaves the script through everything but a bare ``except``."""
-
-
-class ByHand(Optimizer):
-    """Stands in where a program changes its weights itself: every backward pass ends one step and begins the next."""
-
-    def __init__(self) -> None:
-        self.param_groups = [{"params": [], "lr": math.nan}]
 
 
 class Watch:
@@ -62,19 +54,18 @@ class Watch:
         self.roots = Roots()
         self.roster = Roster()
         self.window: Window | None = None
-        self.notes: list[str] = []
         self.backwards = 0
         self.unclear = 0  # backward passes of no single number
         self.broken: str | None = None
-        self._looked, self._say, self._limit = looked, say, limit
+        self._looked, self._limit = looked, limit
         self.tally = Tally()
         self._stepping: Track | None = None
         self._since = self._until = _now()
         self._timed = 0
-        self._birth: NonFinite | None = None
+        self._newborn = Newborn()
         self.outputs = Outputs()
         self.orphans = Orphans()
-        self._stance: Any = None
+        self._eager = Eager(say)
         self._hand: ByHand | None = None
         self.derivatives = Derivatives()
         self.strangers = 0  # backward passes and steps of other threads
@@ -100,8 +91,8 @@ class Watch:
     def compiled(self) -> None:
         """``torch.compile`` was called."""
         self.tally.compiled = True
-        if self.window is not None and self._stance is None:
-            self._go_eager()
+        if self.window is not None:
+            self._eager.begin()
 
     def scaled(self, result: Any, loss: Any, scaler: Any) -> None:
         """A GradScaler multiplied the loss."""
@@ -132,8 +123,8 @@ class Watch:
             return self.window.begin(loss, None if scaler is None else scaler.get_scale(), self.backwards)
         if self._hand is not None:
             self.step_begins(self._hand)
-        if isinstance(value, float) and not math.isfinite(value) and self._birth is None:
-            self._find_birth(loss)
+        if isinstance(value, float) and not math.isfinite(value):
+            self._newborn.at_rest(loss, self.roots, self.roster.tracks)
         return None
 
     def backward_ended(self, pending: Pending, gradients: Gradients | None = None) -> None:
@@ -144,8 +135,7 @@ class Watch:
         if gradients is None:
             gradients = {key: leaf.grad for key, leaf in pending.seen.leaves.items()}
         seen = self.window.end(pending, gradients)
-        if self._birth is None:
-            self._birth = seen.birth or self._backward_birth(seen, gradients)
+        self._newborn.after(seen, gradients, self.roots.names)
         if self._hand is None:
             steps = sum(track.count for track in self.roster.tracks)
             self.orphans.hear(seen, self.roots.names.parameters, steps, self.roster.held())
@@ -182,7 +172,7 @@ class Watch:
         if track is None or not (skipped or track is self._stepping or self.tally.relaxed(optimizer)):
             return
         self._stepping = look = None
-        born = self._birth is not None
+        born = self._newborn.found is not None
         if skipped:
             track.skipped.add(track.count)
         elif self.window is not None and track.begun is not None:
@@ -197,13 +187,18 @@ class Watch:
 
     # ---- what follows from them ----------------------------------------------------------------------------------
 
+    @property
+    def notes(self) -> list[str]:
+        """What the report should say of how it was watched."""
+        return self._eager.notes
+
     def pace(self) -> float:
         """Seconds a step took, from the first look to the latest."""
         return (self._until - self._since) / max(self._timed, 1)
 
     def birth(self) -> NonFinite | None:
         """Of a NaN or Inf that no step has followed yet."""
-        return self.outputs.birth or self._birth
+        return self.outputs.birth or self._newborn.found
 
     def stopped(self) -> bool:
         """Were the wanted number of steps made, and the script not waited for?"""
@@ -216,9 +211,7 @@ class Watch:
         if self.window is not None:
             self.window.close()
             self.window = None
-        if self._stance is not None:
-            self._stance.__exit__(None, None, None)
-            self._stance = None
+        self._eager.end()
 
     def fail(self) -> bool:
         """Something of ours broke: the user's training goes on without us. False, as nothing is done."""
@@ -227,10 +220,7 @@ class Watch:
         return False
 
     def _count(self, track: Track, skipped: bool) -> None:
-        if self._birth is not None and not skipped and track.nonfinite is None:
-            track.nonfinite = replace(self._birth, step=track.count)
-        if not skipped:
-            self._birth = None
+        self._newborn.followed(track, skipped=skipped)
         self.tally.count(track.losses)
         self.roster.settle()
         self._until, self._timed = _now(), self.roster.turn
@@ -248,7 +238,7 @@ class Watch:
             first = not tracks[-1].count
             self.window = Window(self.roots, self.outputs, self._position, self.fail, first=first)
             if self.tally.compiled:
-                self._go_eager()
+                self._eager.begin()
         else:
             self.window.first = not tracks[-1].count
             oldest = min(track.clock for track in tracks if not track.dormant(turn))
@@ -267,21 +257,6 @@ class Watch:
         if self.window is not None:
             self.window.seen.clear()
 
-    def _find_birth(self, loss: Tensor) -> None:
-        """Of a loss that is not finite, at a step that is not looked at; the first of each optimizer counts."""
-        if all(track.nonfinite is not None for track in self.roster.tracks):
-            return
-        self.roots.refresh()
-        self._birth = find_birth_unwatched(loss, self.roots.names)
-        for track in self.roster.tracks:
-            track.losses.wake = 0
-
-    def _go_eager(self) -> None:
-        self._stance = torch.compiler.set_stance("force_eager")
-        if _EAGER not in self.notes:
-            self.notes.append(_EAGER)
-            self._say(_EAGER)
-
     def _passes(self, track: Track) -> list[Seen]:
         """Backward passes since this optimizer's last step."""
         return [seen for seen in (self.window.seen if self.window else []) if seen.clock > track.clock]
@@ -298,14 +273,6 @@ class Watch:
         if track.count and whole and not any(seen.apart for seen in mine):
             track.carried[track.count] = left_over(mine, track.parameters)
         return track.end(optimizer, mine, named, names)
-
-    def _backward_birth(self, seen: Seen, gradients: Gradients) -> NonFinite | None:
-        """Inf under a GradScaler is how it finds its scale."""
-        if seen.scale is not None or all(math.isfinite(norm) for norm in seen.norms.values()):
-            return None
-        names = self.roots.names.parameters
-        named = {names.get(key, "a parameter"): gradient for key, gradient in gradients.items()}
-        return find_backward_birth(seen.sites, named, 0)
 
     def _position(self, tensor: Tensor) -> int | None:
         """Place among the parameters of its optimizer; without any optimizer every leaf may be a weight."""
