@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 import unvanish
 import unvanish.torch
 from unvanish import cli, units
-from unvanish.types import Diagnosis, Evidence, Finding, Flow, LossView
+from unvanish.diagnosis import Diagnosis
+from unvanish.types import Evidence, Finding, Flow, LossView
 
 FLOW = Flow((), (), LossView(0.7))
 FINDING = Finding(

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from unvanish.diagnosis import Diagnosis
 from unvanish.report.explain import index, page
 from unvanish.report.picture import compare, gradient_picture
 from unvanish.report.places import places
 from unvanish.report.text import number, render
-from unvanish.types import Diagnosis, Evidence, Finding, Flow, LossView, Site
+from unvanish.types import Evidence, Finding, Flow, LossView, Site
 from unvanish.units import rules
 
 DECADE = math.log(10)

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import pytest
 
+from unvanish.diagnosis import Diagnosis
 from unvanish.torch.run.track import following
-from unvanish.types import Diagnosis
 
 pytest.importorskip("torch")
 PROGRAMS = Path(__file__).parent / "programs"

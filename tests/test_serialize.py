@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from unvanish import serialize
-from unvanish.types import Diagnosis, Evidence, Finding, Flow, LossView, Moments, Site
+from unvanish.diagnosis import Diagnosis
+from unvanish.types import Evidence, Finding, Flow, LossView, Moments, Site
 
 numbers = st.floats(width=64) | st.sampled_from([math.inf, -math.inf, math.nan, -0.0, 5e-324])
 # from_type builds any of our dataclasses from its hints; only the schema version is not free.

@@ -6,8 +6,9 @@
 unvanish: the network is healthy
 """
 
+from unvanish.diagnosis import Diagnosis
 from unvanish.flow import diagnose
-from unvanish.types import Diagnosis, Finding, Flow
+from unvanish.types import Finding, Flow
 
 __version__ = "0.1.0"
 __all__ = ["Diagnosis", "Finding", "Flow", "__version__", "diagnose"]

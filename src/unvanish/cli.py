@@ -13,9 +13,9 @@ import typer
 from rich.console import Console
 
 from unvanish import __version__, factory
+from unvanish.diagnosis import Diagnosis
 from unvanish.report import explain as pages
 from unvanish.report.text import render
-from unvanish.types import Diagnosis
 from unvanish.units import rules
 
 app = typer.Typer(

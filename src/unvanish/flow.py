@@ -6,8 +6,9 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from unvanish.diagnosis import Diagnosis
 from unvanish.ranking import rank
-from unvanish.types import Diagnosis, Flow
+from unvanish.types import Flow
 from unvanish.units import AbstractRule
 from unvanish.units import rules as all_rules
 

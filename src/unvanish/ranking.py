@@ -11,7 +11,8 @@ import math
 from dataclasses import replace
 
 from unvanish import reading
-from unvanish.types import Diagnosis, Finding, Flow
+from unvanish.diagnosis import Diagnosis
+from unvanish.types import Finding, Flow
 from unvanish.vocabulary import Cause
 
 UPSTREAM: tuple[Cause, ...] = (

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from unvanish import diagnose
-from unvanish.types import Diagnosis, Finding
+from unvanish.diagnosis import Diagnosis
+from unvanish.types import Finding
 
 Batches = list[tuple[Tensor, Tensor]]
 

@@ -1,4 +1,4 @@
-"""A Diagnosis as text for a terminal, a pipe or a log file: it shows, it computes nothing."""
+"""A diagnosis as text for a terminal, a pipe or a log file: it shows, it computes nothing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from io import StringIO
+from typing import Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -14,7 +15,7 @@ from rich.text import Text
 
 from unvanish.report.picture import drawn, gradient_picture
 from unvanish.report.places import places
-from unvanish.types import Diagnosis, Evidence, Finding, Flow
+from unvanish.types import Evidence, Finding, Flow
 
 __all__ = ["gradient_picture", "places", "render"]
 
@@ -26,7 +27,23 @@ _VERDICTS = {
 _COLORS = {"high": "bold red", "medium": "bold yellow", "low": "bold cyan"}
 
 
-def render(diagnosis: Diagnosis, width: int = 100, color: bool = False) -> str:
+class Verdict(Protocol):
+    """What a report shows."""
+
+    @property
+    def findings(self) -> tuple[Finding, ...]: ...
+
+    @property
+    def flow(self) -> Flow: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    @property
+    def learns(self) -> bool | None: ...
+
+
+def render(diagnosis: Verdict, width: int = 100, color: bool = False) -> str:
     """The whole report: a sentence for a healthy network, else root cause, proof, cure and what it explains."""
     if not diagnosis.findings:
         return _no_finding(diagnosis, width)
@@ -39,7 +56,7 @@ def render(diagnosis: Diagnosis, width: int = 100, color: bool = False) -> str:
     return _draw(Group(*parts), width, color)
 
 
-def _no_finding(diagnosis: Diagnosis, width: int) -> str:
+def _no_finding(diagnosis: Verdict, width: int) -> str:
     """Silence of the rules is health only where the network was seen to learn."""
     why = f" ({'; '.join(diagnosis.notes)})" if diagnosis.notes else ""
     gaps = diagnosis.flow.unobserved

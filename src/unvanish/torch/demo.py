@@ -18,10 +18,10 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unvanish.diagnosis import Diagnosis
 from unvanish.flow import diagnose
 from unvanish.report.picture import TITLE, compare
 from unvanish.report.text import render
-from unvanish.types import Diagnosis
 
 EPOCHS = 10
 SEED = 0

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from unvanish.diagnosis import Diagnosis
 from unvanish.flow import judge
 from unvanish.report.live import Live
 from unvanish.report.text import render
@@ -21,7 +22,7 @@ from unvanish.torch.run.track import Look, Track
 from unvanish.torch.run.trial import tried
 from unvanish.torch.run.untrained import explained, processes_seconds
 from unvanish.torch.run.watch import Enough, Watch
-from unvanish.types import Diagnosis, Flow
+from unvanish.types import Flow
 
 _PATIENCE = 60.0  # seconds that experiments after the script may take
 _FAR_LONGER = 3  # times as many steps

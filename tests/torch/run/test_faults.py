@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from unvanish import reading
+from unvanish.diagnosis import Diagnosis
 from unvanish.torch import script
-from unvanish.types import Diagnosis, Finding
+from unvanish.types import Finding
 
 PROGRAM = str(Path(__file__).parents[2] / "programs" / "faults.py")
 
