@@ -14,8 +14,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from unvanish.torch.run.derivatives import parts
 from unvanish.torch.run.quiet import unheard
+from unvanish.torch.run.seen import Pending
 from unvanish.torch.run.watch import Watch
-from unvanish.torch.run.window import Pending
 
 
 @contextmanager

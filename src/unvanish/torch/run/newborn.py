@@ -11,8 +11,8 @@ from torch import Tensor
 from unvanish.torch.probe.naming import Names
 from unvanish.torch.run.birth import find_birth_unwatched
 from unvanish.torch.run.roots import Roots
+from unvanish.torch.run.seen import Gradients, Seen
 from unvanish.torch.run.track import Track
-from unvanish.torch.run.window import Gradients, Seen
 from unvanish.torch.views.births import find_backward_birth
 from unvanish.types import NonFinite
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from unvanish.torch.probe.norms import norms
+from unvanish.torch.run.seen import Seen
 from unvanish.torch.run.track import Track
-from unvanish.torch.run.window import Seen
 from unvanish.types import Cut
 
 _LOOKS = 3  # passes seen, at as many steps of the others

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.optim import Optimizer
 
+from unvanish.torch.run.seen import Seen
 from unvanish.torch.run.track import Track
-from unvanish.torch.run.window import Seen
 
 _MOST = 8
 _SHORT = 200  # steps of a trial before the training, such as a search for the learning rate

@@ -17,8 +17,8 @@ from unvanish.torch.probe.scopes import Scopes
 from unvanish.torch.rehearsal.rehearse import update_ratios
 from unvanish.torch.rehearsal.session import view_optimizer
 from unvanish.torch.run.losses import Losses
+from unvanish.torch.run.seen import Seen, gradient_norms
 from unvanish.torch.run.trial import Trial
-from unvanish.torch.run.window import Seen, gradient_norms
 from unvanish.torch.views.observe import Observation
 from unvanish.torch.views.parameters import Updates, view_parameters, with_updates
 from unvanish.torch.views.strangers import nobodys

@@ -26,10 +26,11 @@ from unvanish.torch.run.orphans import Orphans
 from unvanish.torch.run.outputs import Outputs
 from unvanish.torch.run.roots import Roots
 from unvanish.torch.run.roster import Roster, overlap
+from unvanish.torch.run.seen import Gradients, Pending, Seen
 from unvanish.torch.run.tally import Tally
 from unvanish.torch.run.track import Look, Track, left_over
 from unvanish.torch.run.trial import keep
-from unvanish.torch.run.window import Gradients, Pending, Seen, Window
+from unvanish.torch.run.window import Window
 from unvanish.types import NonFinite
 
 _now = time.monotonic
