@@ -170,7 +170,7 @@ def _say_what_is_left(watch: Watch, live: Live, told: list[Track]) -> None:
 def _diagnose(track: Track, tracks: list[Track], watch: Watch, seconds: float) -> Diagnosis:
     """The verdict on one optimizer; ``seconds`` may be spent on trying levers on a copy."""
     flow, notes = _flow(track, tracks, watch), [*watch.notes, *_piling_up(track)]
-    rates = () if watch.stopped() else track.usual_rates()  # who stops within a warm-up knows that it is one
+    rates = () if watch.stopped() else track.record.usual_rates()  # who stops within a warm-up knows that it is one
     if rates and all(rates) and flow.optimizer is not None and flow.optimizer.given:
         flow = replace(flow, optimizer=replace(flow.optimizer, learning_rates=rates))
     affordable = _RUNS * watch.pace() < seconds
@@ -194,10 +194,10 @@ def _flow(track: Track, tracks: list[Track], watch: Watch) -> Flow:
 
 def _piling_up(track: Track) -> list[str]:
     """A note on gradients that nobody takes away."""
-    found = [step for step, share in track.carried.items() if share]
+    found = [step for step, share in track.record.carried.items() if share]
     if len(found) < 2:
         return []
-    looked = f"{len(found)} of the {len(track.carried)} later steps looked at"
+    looked = f"{len(found)} of the {len(track.record.carried)} later steps looked at"
     return [f"at {looked} .grad still held the gradients of earlier steps, as without zero_grad()"]
 
 

@@ -81,7 +81,7 @@ def trained(steps: int, *, by_grad: bool, analysed: bool = False) -> Watch:
 def test_both_ways_of_training_are_seen_alike() -> None:
     (one,), (other,) = trained(25, by_grad=True).roster.tracks, trained(25, by_grad=False).roster.tracks
     assert list(one.losses.values) == list(other.losses.values)
-    assert one.facts == other.facts
+    assert one.record.facts == other.record.facts
     assert [(look.step, look.seen.sites, look.seen.parameters) for look in one.looks] == [
         (look.step, look.seen.sites, look.seen.parameters) for look in other.looks
     ]
@@ -90,4 +90,4 @@ def test_both_ways_of_training_are_seen_alike() -> None:
 def test_an_analysis_before_the_training_is_no_step_of_it() -> None:
     (one,), (other,) = trained(5, by_grad=False, analysed=True).roster.tracks, trained(5, by_grad=False).roster.tracks
     assert list(one.losses.values) == list(other.losses.values)
-    assert one.facts == other.facts
+    assert one.record.facts == other.record.facts

@@ -150,7 +150,15 @@ def told(track: Track) -> tuple[object, ...]:
     """All that a report is made of, but for the looks' contents; NaN as a word, so that it equals itself."""
     losses = ["nan" if math.isnan(value) else value for value in track.losses.values]
     looks = [look.step for look in track.looks]
-    return track.name, losses, looks, sorted(track.facts), track.skipped, track.nonfinite, track.losses.first_bad
+    return (
+        track.name,
+        losses,
+        looks,
+        sorted(track.record.facts),
+        track.record.skipped,
+        track.nonfinite,
+        track.losses.first_bad,
+    )
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def assemble(track: Track, others: list[Track], roots: Roots, forgotten: tuple[C
         times=first.seen.times,
         inputs=first.seen.inputs,
         optimizer=_optimizer(track),
-        steps=track.steps(),
+        steps=track.record.steps(),
         snapshots=tuple(Snapshot(look.step, look.seen.sites, keep.parameters(look.seen)) for look in later),
         cuts=(*keep.cuts(first.seen), *forgotten),
         nonfinite=_nonfinite(track),

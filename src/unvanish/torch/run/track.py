@@ -6,7 +6,6 @@ import math
 import weakref
 from collections.abc import Container
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -16,13 +15,13 @@ from unvanish.torch.probe.naming import Names
 from unvanish.torch.probe.scopes import Scopes
 from unvanish.torch.rehearsal.rehearse import update_ratios
 from unvanish.torch.rehearsal.session import view_optimizer
-from unvanish.torch.run.losses import Losses
+from unvanish.torch.run.record import Record
 from unvanish.torch.run.seen import Seen, gradient_norms
 from unvanish.torch.run.trial import Trial
 from unvanish.torch.views.observe import Observation
 from unvanish.torch.views.parameters import Updates, view_parameters, with_updates
 from unvanish.torch.views.strangers import nobodys
-from unvanish.types import NonFinite, OptimizerView, Parameter, Step
+from unvanish.types import NonFinite, OptimizerView, Parameter
 
 _TRIES = 5  # steps that showed no backward pass before the next look is put off
 _DORMANT = 50  # steps of other optimizers without one of this
@@ -56,15 +55,12 @@ class Track:
         self.parameters: dict[int, weakref.ref[Tensor]] = {}
         self.shape: tuple[object, ...] = ()
         self.names: dict[str, None] = {}
-        self.losses = Losses()
+        self.record = Record()
+        self.losses = self.record.losses
         self.looks: list[Look] = []
         self.vain: Look | None = None
-        self.facts: dict[int, dict[str, Any]] = {}
-        self.carried: dict[int, float] = {}
-        self.rates: dict[int, tuple[float, ...]] = {}
         self.sources: set[int] = set()
         self.reached: set[int] = set()
-        self.skipped: set[int] = set()
         self.nonfinite: NonFinite | None = None
         self.clock = clock
         self.born = self.turn = turn
@@ -78,7 +74,7 @@ class Track:
     @property
     def count(self) -> int:
         """Its steps so far."""
-        return len(self.losses.values)
+        return self.record.count
 
     @property
     def seen(self) -> list[Look]:
@@ -100,7 +96,7 @@ class Track:
         self.parameters = {id(p): weakref.ref(p) for p in held}
         self.shape = (self.name, *((tuple(p.shape), p.dtype) for p in held))
         now, old = view_optimizer(optimizer, given=True), self.view.learning_rates
-        self.rates[self.count] = now.learning_rates
+        self.record.rates[self.count] = now.learning_rates
         if self.count and len(now.learning_rates) == len(old):
             now = replace(now, learning_rates=tuple(map(max, now.learning_rates, old)))
         self.view = now
@@ -163,7 +159,7 @@ class Track:
         used = after if closure else total(begun.norms)
         alike = not closure and not (source.apart and len(mine) > 1) and 0 < after < math.inf and math.isfinite(used)
         median, largest = update_ratios(tuple(p for p in parameters if p.name in self.names))
-        self.facts[self.count] = {
+        self.record.facts[self.count] = {
             "log_grad": log(used),
             "update_ratio": median,
             "largest_update_ratio": largest,
@@ -187,41 +183,9 @@ class Track:
         shift = math.log(_fused_scale(optimizer) or 1.0)
         return tuple(replace(p, log_grad=p.log_grad - shift) if p.log_grad and shift else p for p in views)
 
-    def steps(self, most: int = 2000) -> tuple[Step, ...]:
-        """All steps, thinned out evenly where there are very many; probed and skipped ones are always kept."""
-        self.losses.fetch()
-        stride = max(1, math.ceil(len(self.losses.values) / most))
-        return tuple(
-            Step(i, loss, skipped=i in self.skipped, **self._seen_at(i))
-            for i, loss in enumerate(self.losses.values)
-            if i % stride == 0 or i in self.facts or i in self.skipped or i == len(self.losses.values) - 1
-        )
-
-    def _seen_at(self, step: int) -> dict[str, Any]:
-        rate = max(self.rates.get(step, ()), default=None)
-        return {} if step not in self.facts else {**self.facts[step], "kept": self.carried.get(step), "rate": rate}
-
-    def usual_rates(self) -> tuple[float, ...]:
-        """The learning rates of most steps: each look stands for the steps up to the next."""
-        groups = len(self.view.learning_rates)
-        looks = [(step, rates) for step, rates in sorted(self.rates.items()) if len(rates) == groups]
-        ends = [*(step for step, _ in looks[1:]), self.count]
-        weights = [end - step for (step, _), end in zip(looks, ends, strict=True)]
-        return tuple(_middle([rates[k] for _, rates in looks], weights) for k in range(groups))
-
     def against(self, other: Track) -> bool:
         """Does its loss go through weights that the other moves by a loss of its own?"""
         return not self.reached.isdisjoint(other.parameters) and self.sources.isdisjoint(other.sources)
-
-
-def _middle(values: list[float], weights: list[int]) -> float:
-    """The weighted median; 0 of nothing."""
-    passed = 0
-    for value, weight in sorted(zip(values, weights, strict=True)):
-        passed += weight
-        if 2 * passed >= sum(weights):
-            return value
-    return 0.0
 
 
 def _observation(source: Seen, parameters: tuple[Parameter, ...]) -> Observation:

@@ -175,7 +175,7 @@ class Watch:
         self._stepping = look = None
         born = self._newborn.found is not None
         if skipped:
-            track.skipped.add(track.count)
+            track.record.skipped.add(track.count)
         elif self.window is not None and track.begun is not None:
             look = self._look(track, optimizer)
         self._count(track, skipped)
@@ -272,7 +272,7 @@ class Watch:
             return None
         whole = len(passes) == self.backwards - track.clock and not self.unclear
         if track.count and whole and not any(seen.apart for seen in mine):
-            track.carried[track.count] = left_over(mine, track.parameters)
+            track.record.carried[track.count] = left_over(mine, track.parameters)
         return track.end(optimizer, mine, named, names)
 
     def _position(self, tensor: Tensor) -> int | None:
