@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from unvanish.types import Flow, Site, TimeProfile
 
@@ -103,13 +103,25 @@ def names(sites: Iterable[Site]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(site.label for site in sites))
 
 
+def below(sites: Iterable[Site]) -> dict[int, list[Site]]:
+    """By the order of each site: those it reads."""
+    by_order = {site.order: site for site in sites}
+    return {order: [by_order[one] for one in site.inputs if one in by_order] for order, site in by_order.items()}
+
+
+def descend(site: Site, below: Mapping[int, Sequence[Site]], until: Callable[[Site], bool]) -> Site:
+    """The first site, from this one down, for which ``until`` holds or that reads more than one other, or none."""
+    while not until(site) and len(site.inputs) == len(below[site.order]) == 1:
+        site = below[site.order][0]
+    return site
+
+
 def with_feeders(flow: Flow, sites: Iterable[Site]) -> tuple[str, ...]:
     """Labels of these sites and of the weights that feed them: where the cure is applied."""
-    by_order = {site.order: site for site in flow.sites}
+    feeding = below(flow.sites)
     labels: list[str] = []
     for site in sites:
-        feeding = [by_order[order] for order in site.inputs if order in by_order]
-        labels += [f.label for f in feeding if f.kind in ("linear", "convolution", "normalization")]
+        labels += [f.label for f in feeding[site.order] if f.kind in ("linear", "convolution", "normalization")]
         labels.append(site.label)
     return tuple(dict.fromkeys(labels))
 

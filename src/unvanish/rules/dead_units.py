@@ -69,13 +69,12 @@ class DeadUnits(AbstractRule):
 
         It arrives there, and is exactly zero at all that feeds it, though no weight stands in between.
         """
-        by_order = {s.order: s for s in sites}
+        below = reading.below(sites)
         found = []
         for site in sites:
-            below = [by_order[order] for order in site.inputs if order in by_order]
             plain = site.op in _BY_HAND and site.kind == "other" and site.parameter is None
             arrives = plain and site.log_grad_out is not None and site.log_grad_out > -math.inf
-            if arrives and below and all(s.log_grad_out == -math.inf for s in below):
+            if arrives and below[site.order] and all(s.log_grad_out == -math.inf for s in below[site.order]):
                 found.append(site)
         return found
 

@@ -13,6 +13,7 @@ from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
 
 _AVERAGES = ("mean", "avg_pool2d", "avg_pool1d", "avg_pool3d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
+_WEIGHED = ("linear", "convolution", "recurrent", "attention")
 _ROOTS = ("sqrt", "rsqrt", "std")
 
 
@@ -22,9 +23,10 @@ class Normalization(AbstractRule):
 
     Over a single element the normalised value is always zero: the layer puts out its bias and passes no gradient
     (LayerNorm or InstanceNorm of size 1, GroupNorm with one value per group).  Over two, only a sign is left
-    (BatchNorm with batch size 2).  An average right after InstanceNorm or LayerNorm is the same for every sample.  Residual blocks without any normalisation add up: the stream doubles with every
-    block and the gradient with it.  And BatchNorm in a plain stack without skips makes gradients grow by
-    sqrt(pi / (pi - 1)) = 1.21 per ReLU layer, 1e8 over 100 layers.
+    (BatchNorm with batch size 2).  An average right after InstanceNorm or LayerNorm is the same for every sample.
+    Residual blocks without any normalisation add up: the stream doubles with every block and the gradient with it.  And
+    BatchNorm in a plain stack without skips makes gradients grow by sqrt(pi / (pi - 1)) = 1.21 per ReLU layer, 1e8 over
+    100 layers.
 
     Cure: larger batches, or LayerNorm / GroupNorm over more elements; a norm at the entry of each residual branch (or a
     zero-initialised last layer); skips around normalised layers in deep stacks.
@@ -110,8 +112,14 @@ class Normalization(AbstractRule):
     def _residual(flow: Flow, merges: list[Site]) -> bool:
         """Merges that add a branch to its own input, not time steps of one recurrent weight, nor two weighted branches."""
         uses = [s.parameter for s in reading.body(flow) if s.parameter is not None]
-        by_order, earlier = {site.order: site for site in flow.sites}, {merge.order for merge in merges}
-        ends = [{_unweighted(order, by_order, earlier) for order in merge.inputs} for merge in merges[1:]]
+        below, earlier = reading.below(flow.sites), {merge.order for merge in merges}
+        ends = [
+            {
+                reading.descend(one, below, lambda site: site.order in earlier or site.kind in _WEIGHED).order
+                for one in below[merge.order]
+            }
+            for merge in merges[1:]
+        ]
         skips = [one for one in ends if not one.isdisjoint(earlier)]  # an earlier merge with no weight in between
         return len(set(uses)) > len(uses) / 2 and len(merges) >= 3 and 2 * len(skips) >= len(merges) - 1
 
@@ -168,24 +176,13 @@ class Normalization(AbstractRule):
         )
 
 
-def _unweighted(order: int, by_order: dict[int, Site], until: set[int]) -> int:
-    """Go down from a site while it has one input and no weights, at most to one of ``until``."""
-    while order in by_order and order not in until:
-        site = by_order[order]
-        if site.kind in ("linear", "convolution", "recurrent", "attention") or len(site.inputs) != 1:
-            break
-        order = site.inputs[0]
-    return order
-
-
 def _by_hand(flow: Flow) -> dict[int, Site]:
     """Results of a division by a standard deviation, scaled and shifted or not, by order."""
-    by_order = {site.order: site for site in flow.sites}
+    below = reading.below(flow.sites)
     found: dict[int, Site] = {}
     for site in flow.sites:
-        below = [by_order[order] for order in site.inputs if order in by_order]
-        divided = site.op in ("div", "mul") and any(one.op in _ROOTS for one in below)
-        scaled = site.kind == "other" and site.op in ("mul", "add") and any(one.order in found for one in below)
+        divided = site.op in ("div", "mul") and any(one.op in _ROOTS for one in below[site.order])
+        scaled = site.kind == "other" and site.op in ("mul", "add") and any(s.order in found for s in below[site.order])
         if divided or scaled:
             found[site.order] = site
     return found

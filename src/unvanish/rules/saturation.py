@@ -237,9 +237,6 @@ class Saturation(AbstractRule):
 
 def _asking(flow: Flow, softmax: Site) -> list[str]:
     """Labels of the weights that make the queries and keys of this softmax."""
-    by_order = {site.order: site for site in flow.sites}
-    site = softmax
-    while site.kind != "attention" and len(site.inputs) == 1 and site.inputs[0] in by_order:
-        site = by_order[site.inputs[0]]
-    made = [by_order[order] for order in site.inputs if order in by_order]
-    return [one.label for one in made if one.kind == "linear"]
+    below = reading.below(flow.sites)
+    scores = reading.descend(softmax, below, until=lambda site: site.kind == "attention")
+    return [one.label for one in below[scores.order] if one.kind == "linear"]
