@@ -23,6 +23,7 @@ class Saturation(AbstractRule):
     one saturated unit.  The wrong lever makes it worse: larger weights deepen saturation.  Gates are meant to saturate;
     they count only where all are shut, nothing goes around what they multiply, and the network does not learn.  So it is
     with the softmax of an attention: one-hot rows are what training may lead to, at the start they pass no gradient.
+    And exp is its own derivative: kernels too narrow for the distances they see pass nothing.
 
     Cure: recentre (bias so that the mean input is 0), shrink the weights that feed the layer, standardise the inputs,
     or normalise before the activation; where training pushed the units there, lower the learning rate.
@@ -32,6 +33,7 @@ class Saturation(AbstractRule):
     shut: float = 0.95
     pinned: float = 20.0  # sigmoid(-20) is 2e-9
     sharp: float = 0.8
+    tail: float = 10.0  # nats
     idle: float = 0.1
     memorized: float = 0.6  # of one batch: values alone can be learnt by heart so far, whatever is looked at
     passes: float = 0.05
@@ -55,8 +57,9 @@ class Saturation(AbstractRule):
         if at_start and self._matters(flow, at_start):
             return self._finding(flow, at_start, "from the first step on", 0.9)
         sharp = [s for s in flow.sites if s.kind == "softmax" and s.inputs and (s.saturated or 0.0) >= self.sharp]
-        if sharp and (reading.trains(flow) or 0.0) < self.idle and (reading.progress(flow) or 0.0) < self.memorized:
-            return self._one_hot(flow, sharp)
+        tails = [s for s in flow.sites if s.op == "exp" and _lost(s) > self.tail]
+        if (sharp or tails) and self._idle(flow):
+            return self._one_hot(flow, sharp) if sharp else self._on_tails(flow, tails)
         if reading.learns(flow):
             return None
         pinned = self._pinned(flow)
@@ -70,6 +73,9 @@ class Saturation(AbstractRule):
             if pushed and len(pushed) * 2 >= len(reading.activations(flow)):
                 return self._finding(flow, pushed, f"pushed there by step {snapshot.step}", 0.6)
         return None
+
+    def _idle(self, flow: Flow) -> bool:
+        return (reading.trains(flow) or 0.0) < self.idle and (reading.progress(flow) or 0.0) < self.memorized
 
     def _flat(self, sites: tuple[Site, ...]) -> list[Site]:
         """Saturated activations; gates, which multiply another path, are meant to open and close."""
@@ -172,6 +178,29 @@ class Saturation(AbstractRule):
             source="Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1",
         )
 
+    def _on_tails(self, flow: Flow, tails: list[Site]) -> Finding:
+        """Kernels exp(-d^2 / 2 w^2) so narrow that every sample is far out on all of them."""
+        worst = max(tails, key=_lost)
+        lost = reading.decades(_lost(worst))
+        cure = "widen the kernels: w of the order of the distances, which grow with the root of the dimension"
+        return Finding(
+            cause=self.cause,
+            where=reading.names(tails),
+            confidence=0.8,
+            severity="high",
+            evidence=(
+                Evidence(f"gradient lost at {worst.label}", lost, "decades", "below 2"),
+                *reading.learning_evidence(flow),
+            ),
+            message=(
+                f"exp at {worst.label} lets {10**-lost:.1g} of the gradient pass from the first step on: its derivative is its "
+                f"output, and all samples are on its flat tail. Expected: some outputs near 1. To mend it: {cure}, or "
+                "scale its argument."
+            ),
+            remedies=(cure, "or divide its argument by its typical size"),
+            source="Bishop 2006, Pattern Recognition and Machine Learning, section 6.3 (radial basis functions)",
+        )
+
     @classmethod
     def healthy(cls) -> tuple[Flow, ...]:
         return (
@@ -183,6 +212,8 @@ class Saturation(AbstractRule):
             cls._gated(passes=1e-6, around=True),
             cls._attending(0.95, stuck=False),
             cls._attending(0.3, stuck=True),
+            cls._kernels(1.5, stuck=True),
+            cls._kernels(24.0, stuck=False),
             cls._recurrent(6.0),
         )
 
@@ -195,6 +226,7 @@ class Saturation(AbstractRule):
             replace(base, snapshots=(pushed,)),
             cls._gated(passes=1e-6),
             cls._attending(0.95, stuck=True),
+            cls._kernels(24.0, stuck=True),
             cls._recurrent(400.0),
         )
 
@@ -227,12 +259,26 @@ class Saturation(AbstractRule):
         return replace(base, sites=(*base.sites, scores, rows))
 
     @staticmethod
+    def _kernels(lost: float, *, stuck: bool) -> Flow:
+        """Radial basis functions at which so much of the gradient is lost."""
+        base = _flows.plain(stuck=stuck)
+        order = len(base.sites)
+        kernels = Site("rbf", "exp", "other", order, (64, 32), inputs=(0,), log_grad_out=-1.0, log_grad_in=-1.0 - lost)
+        return replace(base, sites=(*base.sites, kernels))
+
+    @staticmethod
     def _recurrent(bias: float) -> Flow:
         """An LSTM whose biases have this rms."""
         base = _flows.plain(stuck=True)
         lstm = Site("rnn", "mkldnn_rnn_layer", "recurrent", 0, (28, 64, 32), parameter="rnn.weight_ih_l0")
         biases = _flows.parameter("rnn.bias_ih_l0", shape=(128,), log_weight=math.log(bias * math.sqrt(128)))
         return replace(base, sites=(lstm,), parameters=(*base.parameters, biases))
+
+
+def _lost(site: Site) -> float:
+    """Nats of the gradient that it does not pass on."""
+    known = site.log_grad_out is not None and site.log_grad_in is not None and site.log_grad_out > -math.inf
+    return (site.log_grad_out or 0.0) - (site.log_grad_in or 0.0) if known else 0.0
 
 
 def _asking(flow: Flow, softmax: Site) -> list[str]:

@@ -152,3 +152,29 @@ def unscaled_scores(ill: bool) -> Program:
     x, y = torch.cat([query, items], 1), values[torch.arange(768), asked]
     batches = list(zip(x.split(64), y.split(64), strict=True))
     return Program(model, batches, torch.optim.Adam(model.parameters(), lr=3e-3), nn.CrossEntropyLoss())
+
+
+class Kernels(nn.Module):
+    """Radial basis functions around given centres, and a linear readout."""
+
+    def __init__(self, centres: Tensor, width: float) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(centres)
+        self.log_width = nn.Parameter(torch.full((len(centres),), width).log())
+        self.readout = nn.Linear(len(centres), 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        squares = (x[:, None] - self.centres).square().sum(-1)
+        return self.readout(torch.exp(-squares / (2 * self.log_width.exp() ** 2)))
+
+
+@sick(
+    "saturation",
+    r"^exp$|:exp$",
+    why="Kernels of width 0.5 among 64 pixels, whose distances are about 10: they put out next to nothing.",
+    accept=("dead-units", "input-scale", "initialization"),
+)
+def narrow_kernels(ill: bool) -> Program:
+    (around, _), *batches = digits(64, 10)
+    model = Kernels(around + 0.3 * torch.randn_like(around), 0.5 if ill else 6.0)
+    return Program(model, batches, torch.optim.Adam(model.parameters(), lr=3e-2), F.cross_entropy)
