@@ -75,7 +75,10 @@ class Saturation(AbstractRule):
         return None
 
     def _idle(self, flow: Flow) -> bool:
-        return (reading.trains(flow) or 0.0) < self.idle and (reading.progress(flow) or 0.0) < self.memorized
+        """The training itself does not get on, whatever of one batch is learnt by heart."""
+        reached = reading.progress(flow)
+        by_heart = reading.falls(flow) if reached is None else reached >= self.memorized
+        return (reading.trains(flow) or 0.0) < self.idle and not by_heart
 
     def _flat(self, sites: tuple[Site, ...]) -> list[Site]:
         """Saturated activations; gates, which multiply another path, are meant to open and close."""
