@@ -21,10 +21,10 @@ _APART = 1e-6  # share of the signal that differs between samples; less is round
 class Disconnected(AbstractRule):
     """Weights that are meant to train cannot: the graph is cut before them, or the optimizer does not know them.
 
-    Eight ways to lose a path, each told by its own sign: `.detach()`, `.data`, `.item()`, `.numpy()` or `no_grad` (a
+    Nine ways to lose a path, each told by its own sign: `.detach()`, `.data`, `.item()`, `.numpy()` or `no_grad` (a
     later module is fed with data that needs no gradient); the same on a state at every time step (the loss depends on
     calls of a module that are out of its graph); an op that is flat by definition (round, sign, argmax: gradient exactly
-    zero behind it), in the signal's path or in what makes a weight; layers in a Python list (in the loss's graph, but
+    zero behind it), in the signal's path or in what makes a weight; a frozen weight of zeros; layers in a Python list (in the loss's graph, but
     not in model.parameters()); parameters that get a gradient but are not in the optimizer, be it some or all; a whole
     network whose loss is differentiated, while no optimizer of the program steps its weights; a loss that has no graph.
 
@@ -53,6 +53,7 @@ class Disconnected(AbstractRule):
             or self._cut_in_time(flow)
             or self._flat_op(flow)
             or self._flat_weight(flow)
+            or self._frozen_at_zero(flow)
             or self._unregistered(flow)
             or self._not_in_optimizer(flow)
             or self._forgotten(flow)
@@ -151,6 +152,20 @@ class Disconnected(AbstractRule):
             "make quantised or masked weights with a straight-through estimator: w + (q(w) - w).detach()",
         )
 
+    def _frozen_at_zero(self, flow: Flow) -> Finding | None:
+        """Zeros that never move stand between the loss and all weights that should."""
+        zeros = [p for p in flow.parameters if not p.requires_grad and len(p.shape) > 1 and p.log_weight == -math.inf]
+        trained = [p for p in reading.trainable(flow) if len(p.shape) > 1]
+        if not zeros or not trained or any(p.log_grad != -math.inf for p in trained):
+            return None
+        return self._finding(
+            tuple(dict.fromkeys(p.name.rpartition(".")[0] or p.name for p in zeros)),
+            0.93,
+            f"{zeros[0].name} is frozen (requires_grad=False) and zero: no gradient passes it, and all weights before it get "
+            "exactly nothing. Expected: zeros that may move, or frozen weights that are none. Unfreeze it, or load its weights.",
+            f"unfreeze {zeros[0].name}, or load its weights",
+        )
+
     @staticmethod
     def _bypassed(flow: Flow, site: Site) -> bool:
         """What feeds the flat op still gets a gradient by another way (a residual, a straight-through sum)."""
@@ -223,6 +238,7 @@ class Disconnected(AbstractRule):
     @classmethod
     def healthy(cls) -> tuple[Flow, ...]:
         frozen = _flows.parameter("backbone.weight", requires_grad=False, in_optimizer=False, reached=False)
+        shut = _flows.parameter("adapter.weight", requires_grad=False, in_optimizer=False, log_weight=-math.inf)
         spare = _flows.parameter("aux_head.weight", reached=False, log_grad=None)
         deliberate = _flows.parameter("generator.weight", reached=False, in_optimizer=False, log_grad=None)
         base = _flows.plain()
@@ -230,6 +246,7 @@ class Disconnected(AbstractRule):
             base,
             replace(base, sites=(*base.sites, _own_function(-1.0))),
             _flows.plain(parameters=(*base.parameters, frozen, spare)),
+            _flows.plain(parameters=(*base.parameters, shut)),
             replace(base, cuts=(Cut("cell", "detach", ("cell",), "only the last 1 of 8 calls of cell", 7),)),
             replace(
                 _flows.plain(activation="relu", dead=1.0, separation=0.0, stuck=True),
@@ -247,6 +264,7 @@ class Disconnected(AbstractRule):
         base = _flows.plain(stuck=True)
         lost = _flows.parameter("encoder.weight", reached=False, log_grad=None)
         unlisted = _flows.parameter("encoder.weight", in_optimizer=False)
+        zeros = _flows.parameter("head.weight", requires_grad=False, in_optimizer=False, log_weight=-math.inf)
         in_list = _flows.parameter("unregistered [32, 32]", registered=False, in_optimizer=False)
         return (
             replace(base, loss=replace(base.loss, requires_grad=False)),
@@ -256,6 +274,7 @@ class Disconnected(AbstractRule):
             replace(base, cuts=(Cut("cell", "detach", ("cell",), "only the last 1 of 8 calls of cell", 7),)),
             replace(base, parameters=(*base.parameters, unlisted)),
             replace(base, parameters=(*base.parameters, in_list)),
+            replace(base, parameters=(*(replace(p, log_grad=-math.inf) for p in base.parameters), zeros)),
             replace(base, parameters=(unlisted,)),
             replace(base, sites=(*base.sites, _own_function(-math.inf))),
             replace(base, parameters=tuple(replace(p, log_grad=-math.inf) for p in base.parameters)),

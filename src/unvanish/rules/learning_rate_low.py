@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from dataclasses import dataclass, replace
@@ -12,6 +13,8 @@ from unvanish.rules import _flows, _words
 from unvanish.types import Evidence, Finding, Flow, OptimizerView, Step
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
+
+_LATER = "let the schedule fall later, or step it once per epoch, not per batch"
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class LearningRateLow(AbstractRule):
     eps: float = 1e-3
     idle: float = 0.06
     fades: float = 1e-4
+    spent: float = 1e-3  # of the largest rate
+    learnt: float = 0.3
     gradient: float = 1e-6
     update: float = 1e-3
     clip: float = 0.02
@@ -52,7 +57,7 @@ class LearningRateLow(AbstractRule):
         if flow.optimizer is None or not flow.optimizer.given or reading.converged(flow):
             return None
         rates = flow.optimizer.learning_rates
-        standing = self._standing(flow, rates)
+        standing = self._standing(flow, rates) or self._spent(flow)
         if standing is not None or reading.learns(flow):
             return standing
         if rates and max(rates) == 0:
@@ -99,9 +104,7 @@ class LearningRateLow(AbstractRule):
             return self._finding(flow, 0.93, what, "clip at a larger norm")
         if ratios[0] > self.fades:
             what = "The learning rate falls to nothing before anything is learnt"
-            return self._finding(
-                flow, 0.93, what, "let the schedule fall later, or step it once per epoch, not per batch"
-            )
+            return self._finding(flow, 0.93, what, _LATER)
         exact = not any(p.dtype in ("float16", "bfloat16") for p in flow.parameters)  # else rounding may hold them
         if rates and max(rates) == 0:
             what = "The learning rate is 0 in every parameter group"
@@ -111,6 +114,19 @@ class LearningRateLow(AbstractRule):
                 flow, 0.93, f"The learning rate {max(rates):.3g} is too low", "raise the learning rate"
             )
         return None
+
+    def _spent(self, flow: Flow) -> Finding | None:
+        """The rate fell to nothing when little was learnt, and most of the training came after that."""
+        looks = [s for s in flow.steps if s.rate is not None]
+        top = max((s.rate or 0.0 for s in looks), default=0.0)
+        late = list(itertools.takewhile(lambda s: (s.rate or 0.0) <= self.spent * top, reversed(looks)))
+        learnt = reading.trains(flow)
+        if not late or 2 * late[-1].index > flow.steps[-1].index or learnt is None or learnt >= self.learnt:
+            return None
+        if (late[0].largest_update_ratio or 0.0) >= self.stands:
+            return None
+        what = f"By step {late[-1].index} the learning rate has fallen from {top:.3g} to {late[-1].rate:.2g}, and little is learnt"
+        return self._finding(flow, 0.9, what, _LATER, late[0].update_ratio)
 
     @staticmethod
     def _gradient(flow: Flow) -> float:
@@ -128,8 +144,8 @@ class LearningRateLow(AbstractRule):
         usual = self.usual.get(flow.optimizer.name, math.inf)
         return f"set the learning rate to {min(rate, max(usual, *flow.optimizer.learning_rates)):.2g}"
 
-    def _finding(self, flow: Flow, confidence: float, what: str, remedy: str) -> Finding:
-        ratio = reading.update_ratio(flow) or 0.0
+    def _finding(self, flow: Flow, confidence: float, what: str, remedy: str, ratio: float | None = None) -> Finding:
+        ratio = (reading.update_ratio(flow) if ratio is None else ratio) or 0.0
         return Finding(
             cause=self.cause,
             where=("optimizer",),
@@ -149,8 +165,11 @@ class LearningRateLow(AbstractRule):
         stuck = _flows.plain(stuck=True)
         still = tuple(Step(i, 0.1, -1.0, 1e-9, 1e-9) for i in range(60))
         done = _flows.plain()
+        annealed = tuple(replace(s, rate=0.1 * (1 - i / len(done.steps)) ** 8) for i, s in enumerate(done.steps))
         return (
             done,
+            replace(done, steps=annealed),
+            replace(stuck, steps=_decaying(0.5)),
             stuck,
             _flows.lever(stuck, "learning-rate", 0.1),
             _flows.lever(stuck, "learning-rate", 10.0),
@@ -160,6 +179,7 @@ class LearningRateLow(AbstractRule):
 
     @classmethod
     def sick(cls) -> tuple[Flow, ...]:
+        stuck = _flows.plain(stuck=True)
         still = replace(_flows.plain(), origin="run", steps=tuple(Step(i, 2.3, -1.0, 1e-12, 1e-12) for i in range(60)))
         slow = replace(_flows.plain(stuck=True), **_flows.training(stuck=True, update_ratio=1e-7))
         clipped = tuple(Step(i, 2.3, 0.0, 1e-6, 1e-6, clip=1e-3) for i in range(20))
@@ -173,5 +193,16 @@ class LearningRateLow(AbstractRule):
             replace(still, steps=emptied),
             replace(still, steps=emptied[:4]),  # certain after a few
             replace(still, steps=faded),
+            replace(stuck, steps=_decaying(0.03)),
             _flows.lever(replace(slow, optimizer=OptimizerView("Adam", (1e-3,), 10.0, adaptive=True)), "eps", 1e-9),
         )
+
+
+def _decaying(factor: float) -> tuple[Step, ...]:
+    """Looks at 0, 1, 2, 5, ... of 160 steps in which nothing is learnt, the rate times so much after each 20."""
+    looks = {0, 1, 2, 5, 10, 20, 50, 100}
+    rates = [0.1 * factor ** (i // 20) for i in range(160)]
+    ratios = [0.1 * rate for rate in rates]
+    return tuple(
+        Step(i, 2.3, -1.0, ratios[i], ratios[i], rate=rates[i]) if i in looks else Step(i, 2.3) for i in range(160)
+    )
