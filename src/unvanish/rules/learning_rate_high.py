@@ -29,6 +29,11 @@ class LearningRateHigh(AbstractRule):
     """
 
     update: float = 0.3
+    whole: float = 1.0
+    steep: float = 0.7  # saturated units, of two looks on average, of which one may come after a step
+    flat: float = 0.99
+    stands: float = 1e-4
+    good: float = 0.9
     idle: float = 0.02
     alive: float = 0.5
     dead: float = 0.85
@@ -55,6 +60,11 @@ class LearningRateHigh(AbstractRule):
         if trained is not None:
             return self._finding(flow, trained.factor, 0.88, "the same network learns on changing batches")
         learns, largest = reading.learns(flow), reading.largest_first_update(flow)
+        if largest > self.whole and self._flattened(flow):
+            flat = (
+                "after some steps of this size all bounded units of a layer are on their flat parts, and nothing moves"
+            )
+            return self._finding(flow, None, 0.82, flat)
         if learns and ((reading.trains(flow) or 0.0) >= self.idle or largest < self.update):
             return None  # below idle, one batch was learnt by heart and the training goes nowhere
         helped = reading.best_lever(flow, "learning-rate", below=1.0)
@@ -131,6 +141,14 @@ class LearningRateHigh(AbstractRule):
         later = [s for snapshot in flow.snapshots for s in snapshot.sites if s.label in alive]
         return any((s.dead or 0.0) >= self.dead for s in later)
 
+    def _flattened(self, flow: Flow) -> bool:
+        """Did layers that stood on their slope at the start go flat altogether, so that the weights now stand?"""
+        ends = [step.largest_update_ratio for step in flow.steps if step.largest_update_ratio is not None]
+        if not flow.snapshots or ends[-1] >= self.stands or (reading.trains(flow) or 0.0) >= self.good:
+            return False
+        steep = {s.label for s in flow.sites if s.saturated is not None and s.saturated < self.steep}
+        return any(s.label in steep and (s.saturated or 0.0) >= self.flat for s in flow.snapshots[-1].sites)
+
     def _finding(self, flow: Flow, factor: float | None, confidence: float, proof: str) -> Finding:
         largest = reading.largest_first_update(flow)
         rates = flow.optimizer.learning_rates if flow.optimizer else ()
@@ -177,10 +195,14 @@ class LearningRateHigh(AbstractRule):
         killed = Snapshot(10, _flows.with_site(fired, 3, dead=0.95).sites, fired.parameters)
         struck = replace(fired, steps=(Step(0, 2.3, 0.0, 0.1, 0.6), *fired.steps[1:]), snapshots=(killed,))
         idle = replace(_flows.plain(), steps=_flows.plain(stuck=True).steps)
+        leap, *steps = _flows.plain(stuck=True).steps
+        still = [replace(step, largest_update_ratio=1e-6) for step in steps]
+        flat = Snapshot(10, _flows.with_site(seen, 3, saturated=1.0).sites, seen.parameters)
         return (
             _flows.lever(_flows.plain(stuck=True), "learning-rate", 0.1),
             seen,
             struck,
+            replace(seen, steps=(replace(leap, largest_update_ratio=9.0), *still), snapshots=(flat,)),
             _flows.lever(idle, "learning-rate-in-training", 0.1),
             replace(_flows.plain(), steps=cls._kept(stuck=True, shares=(0.5, 0.7, 0.9))),
             replace(fired, steps=cls._scheduled(2.3)),

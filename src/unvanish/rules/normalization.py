@@ -95,7 +95,8 @@ class Normalization(AbstractRule):
     def _growing_stream(self, flow: Flow) -> Finding | None:
         merges = [s for s in flow.sites if s.kind == "merge" and s.op == "add" and len(s.inputs) > 1]
         rms = [s.forward.rms for s in merges if s.forward is not None and s.forward.rms > 0]
-        if reading.normalized(flow) or len(rms) < 3 or reading.learns(flow):
+        trains = reading.learns(flow) and reading.improves(flow)  # not only one batch by heart
+        if reading.normalized(flow) or len(rms) < 3 or trains:
             return None
         growth = math.log(rms[-1] / rms[0]) if all(map(math.isfinite, rms)) else math.inf
         if growth < self.stream_growth or not self._residual(flow, merges):

@@ -24,6 +24,7 @@ __all__ = ["constant_loss", "view_loss"]
 
 _REDUCTIONS = {0: "none", 1: "mean", 2: "sum"}
 _THROUGH = ("mean", "sum", "div", "mul", "neg", "add", "sub", "to_copy")
+_OF_PROBABILITIES = ("log", "add", "clamp", "clamp_min")
 _SATURATED = 0.02  # a probability within this of 0 or 1 has a sigmoid slope below 8 % of its best
 
 
@@ -105,7 +106,7 @@ def _after(vertex: Vertex, output: Tensor | None) -> bool:
 def _read(vertex: Vertex) -> Reading:
     """Kind of a loss node and what it reads; LogSoftmax below a negative log likelihood is one cross-entropy."""
     kind, reads = vertex.op, _site_below(vertex)
-    axis = None if reads is None else softmax_axis(reads)
+    axis = _normalized_axis(reads)
     saved = target = None
     if readable(vertex):
         saved = getattr(vertex.node, "_saved_self", None)
@@ -113,6 +114,13 @@ def _read(vertex: Vertex) -> Reading:
     if kind == "nll" and reads is not None and reads.op == "log_softmax":
         kind, reads = "cross_entropy", _site_below(reads)
     return Reading(vertex, kind, reads, saved, target, axis)
+
+
+def _normalized_axis(vertex: Vertex | None) -> int | None:
+    """Of the softmax whose output this is, or its logarithm, kept away from zero or not."""
+    while vertex is not None and vertex.op in _OF_PROBABILITIES and len(vertex.data) == 1:
+        vertex = _site_below(vertex)
+    return None if vertex is None else softmax_axis(vertex)
 
 
 def _site_below(vertex: Vertex) -> Vertex | None:
