@@ -28,6 +28,7 @@ _PATIENCE = 60.0  # seconds that experiments after the script may take
 _FAR_LONGER = 3  # times as many steps
 _RUNS = 360  # steps of all experiments together
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+_PLAYED = "its loss is played against another network's, and need not fall where both get better"
 
 
 def run(
@@ -181,7 +182,14 @@ def _diagnose(track: Track, tracks: list[Track], watch: Watch, seconds: float) -
         except Exception as error:  # whatever the user's network raises; the training seen is judged all the same
             notes = [*notes, f"the first batch could not be trained on again: {type(error).__name__}: {error}"]
     diagnosis = judge(flow)
+    if diagnosis.learns is False and _played(track, tracks):
+        diagnosis, notes = replace(diagnosis, learns=None), [*notes, _PLAYED]
     return replace(diagnosis, notes=(*diagnosis.notes, *notes))
+
+
+def _played(track: Track, tracks: list[Track]) -> bool:
+    """Is it one of two players, of whom each trains on what the other makes of it?"""
+    return any(track.against(other) or other.against(track) for other in tracks if other is not track)
 
 
 def _flow(track: Track, tracks: list[Track], watch: Watch) -> Flow:
