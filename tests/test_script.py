@@ -192,7 +192,7 @@ def test_two_networks_have_a_flow_each() -> None:
     assert not generator.cuts
     assert not discriminator.cuts
     assert "Adam of generator" in ran.err
-    assert all(diagnosis.learns is not False for diagnosis in ran.diagnoses)  # each trains on what the other makes of it
+    assert all(diagnosis.learns is not False for diagnosis in ran.diagnoses)  # two players
 
 
 def test_an_optimizer_whose_steps_never_meet_a_gradient_is_reported() -> None:
