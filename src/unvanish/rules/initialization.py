@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from unvanish import reading, theory
 from unvanish.rules import _flows, _words
-from unvanish.types import Evidence, Finding, Flow, Site
+from unvanish.types import Evidence, Finding, Flow, Moments, Site
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
+
+_OF_LOGITS = ("cross_entropy", "bce_with_logits")
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class Initialization(AbstractRule):
     B = -A_ref - M is what a layer's weights lose against critical ones (gain 1 for tanh, 4 for sigmoid, sqrt 2 for
     ReLU).  PyTorch's default, U(+-1/sqrt n), has gain 0.58: every layer costs 0.55 nats with tanh and 1.9 with sigmoid,
     and after 12 to 30 layers nothing is left of the gradient, nor of the difference between samples (separation).
-    No optimizer and no learning rate brings back information that float32 has rounded away; new weights do.  One tiny
+    Weights far above critical in the last layer make logits that are sure of wrong answers: the first loss is many times
+    that of a guess.  No optimizer and no learning rate brings back information that float32 has rounded away; new weights do.  One tiny
     layer in the middle has the same sign, at one place.
 
     Cure: critical initial weights (orthogonal or Gaussian with the activation's gain, He for ReLU; for sigmoid also a
@@ -33,6 +36,9 @@ class Initialization(AbstractRule):
     very_deep: int = 20  # layers from which critical weights, of whatever kind, are not enough
     nothing_left: float = math.log(1e4)
     fall: float = reading.FALL
+    loud: float = 10.0
+    far: float = 10.0
+    learnt: float = 0.1
     cause: ClassVar[Cause] = "initialization"
     title: ClassVar[str] = "weights below critical for their activation"
     source: ClassVar[str] = (
@@ -46,6 +52,9 @@ class Initialization(AbstractRule):
     )
 
     def check(self, flow: Flow) -> Finding | None:
+        return self._weak(flow) or self._loud(flow)
+
+    def _weak(self, flow: Flow) -> Finding | None:
         fall = reading.fall(flow)
         losses = reading.losses_of(reading.body(flow), "weights")
         if fall is None or math.isnan(fall) or fall < self.fall or not losses or self._copes(flow, fall):
@@ -60,6 +69,37 @@ class Initialization(AbstractRule):
         low = {label: value for label, value in losses.items() if value > self.per_layer}
         enough = low and by_weights / len(losses) >= self.per_layer
         return self._finding(flow, low, self._sure(flow)) if enough else None
+
+    def _loud(self, flow: Flow) -> Finding | None:
+        """Weights far above critical at the very end: logits of 50 are sure of wrong answers before anything is learnt."""
+        loss, last = flow.loss, [s for s in reading.body(flow) if s.kind == "linear"][-1:]
+        if loss.kind not in _OF_LOGITS or loss.floor is None or loss.output is None or not last:
+            return None
+        quiet = loss.value < self.far * loss.floor or loss.output.rms < self.loud
+        if quiet or (reading.progress(flow) or 0.0) >= self.learnt:
+            return None
+        cure = "draw its weights with a standard deviation of 1 / sqrt(fan_in) or less, or divide the logits by sqrt(fan_in)"
+        return Finding(
+            cause=self.cause,
+            where=reading.names(last),
+            confidence=0.75,
+            severity="high",
+            evidence=(
+                Evidence("rms of the outputs at the start", loss.output.rms, "", "about 1"),
+                Evidence("first loss", loss.value, "", f"near {loss.floor:.4g} (guessing)"),
+                *reading.learning_evidence(flow),
+            ),
+            message=(
+                f"{last[0].label} puts out logits with an rms of {loss.output.rms:.3g} at the start, so the first loss is {loss.value:.3g} "
+                f"where guessing reaches {loss.floor:.3g}: the weights are far too large, and training only takes them back. "
+                f"Expected: logits of about 1. To mend it: {cure}."
+            ),
+            remedies=(
+                cure,
+                "tied to an embedding: draw that with a standard deviation of 0.02, and scale its output up",
+            ),
+            source="Glorot and Bengio 2010, section 4.2; Vaswani et al. 2017, arXiv:1706.03762, section 3.4 (shared weights)",
+        )
 
     def _copes(self, flow: Flow, fall: float) -> bool:
         """It learns all the same; where next to nothing of the gradient is left, it must do so without long waiting."""
@@ -125,6 +165,8 @@ class Initialization(AbstractRule):
             _flows.plain(depth=30, weights=0.02, stuck=True),
             _flows.plain(depth=8, saturation=3.0, saturated=0.95, stuck=True),
             _flows.plain(depth=20, weights=0.5),
+            _shouting(1.5),
+            replace(_shouting(60.0), steps=_flows.plain().steps, experiments=_flows.plain().experiments),
         )
 
     @classmethod
@@ -141,7 +183,15 @@ class Initialization(AbstractRule):
             _flows.plain(depth=20, activation="sigmoid", weights=1.9, stuck=True),
             _flows.plain(depth=30, weights=0.55, stuck=True),
             tiny,
+            _shouting(60.0),
         )
+
+
+def _shouting(rms: float) -> Flow:
+    """A classifier whose logits are so large at the start."""
+    base = _flows.plain(stuck=True)
+    output = Moments(640, rms, 0.0, rms)
+    return replace(base, loss=replace(base.loss, kind="cross_entropy", value=2.3 * max(1.0, rms), output=output))
 
 
 def _name(site: Site) -> str:

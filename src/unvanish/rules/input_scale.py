@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from unvanish import reading
 from unvanish.rules import _flows
-from unvanish.types import Evidence, Finding, Flow, InputView, LossView, Moments
+from unvanish.types import Evidence, Experiment, Finding, Flow, InputView, LossView, Moments
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
 
@@ -39,6 +39,8 @@ class InputScale(AbstractRule):
     grows: float = 0.01
     beyond: float = 1e4
     trained: float = 0.1
+    flat: float = 0.95
+    told: float = 0.01
     enough: float = 0.9
     cause: ClassVar[Cause] = "input-scale"
     title: ClassVar[str] = "raw inputs or raw targets"
@@ -64,7 +66,8 @@ class InputScale(AbstractRule):
         fine = reading.learns(flow) and not self._slow(flow)
         tried = any(e.lever == "inputs-standardized" for e in flow.experiments)
         alone = not (tried and not self._gross(view)) and self._stressed(flow) and not fine
-        if helped is None and not relieved and not alone and not beyond:
+        blinded = self._gross(view) and self._blinded(flow)
+        if helped is None and not relieved and not alone and not beyond and not blinded:
             return None
         assert view.moments is not None, "only measured inputs are odd"
         return Finding(
@@ -95,6 +98,13 @@ class InputScale(AbstractRule):
         flat = flat or any(s.log_grad_in == -math.inf for s in flow.sites if s.kind == "recurrent")  # all gates shut
         floor = flow.loss.floor
         return flat or (floor is not None and not flow.loss.value < self.far * floor)
+
+    def _blinded(self, flow: Flow) -> bool:
+        """Is the first activation flat for nearly all, and does it tell samples apart no more?  What is learnt, is without."""
+        first = reading.activations(flow)[:1]
+        flat = [s for s in first if (s.saturated or 0.0) >= self.flat and s.forward is not None]
+        told = [s.forward.separation for s in flat if s.forward is not None]
+        return any(one is not None and one < self.told for one in told) and (reading.trains(flow) or 0.0) < self.enough
 
     def _beyond(self, flow: Flow, view: InputView) -> bool:
         """A loss without a known bottom that is far above all that the inputs hold; from there any fall looks large."""
@@ -175,10 +185,13 @@ class InputScale(AbstractRule):
     def sick(cls) -> tuple[Flow, ...]:
         raw = InputView("input", (64, 8), "float32", Moments(512, 900.0, 600.0, 600.0, 2550.0), 800.0, 2000.0)
         stuck = _flows.plain(inputs=(raw,), stuck=True)
+        values = Experiment("none", 1.0, (_flows.FLOOR, *(0.3 * _flows.FLOOR,) * 39), _flows.FLOOR)
+        by_heart = replace(stuck, experiments=(values,))
         prices = LossView(4e10, "mse", 1e10, target=Moments(64, 2e5, 1.8e5, 8e4, 5e5), target_range=(2e4, 5e5))
         return (
             _flows.lever(stuck, "inputs-standardized"),
             _flows.with_site(stuck, 1, saturated=0.99),
+            _flows.with_site(by_heart, 1, saturated=0.99, forward=Moments(2048, 1.0, 0.1, 1e-3)),
             _flows.plain(inputs=(raw,), loss=LossView(1e22)),
             _flows.lever(_flows.plain(stuck=True, loss=prices), "targets-standardized"),
             _flows.plain(stuck=True, loss=replace(prices, kind="other", value=9e4, floor=None)),
