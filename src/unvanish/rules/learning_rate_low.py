@@ -57,20 +57,14 @@ class LearningRateLow(AbstractRule):
         if flow.optimizer is None or not flow.optimizer.given or reading.converged(flow):
             return None
         rates = flow.optimizer.learning_rates
-        standing = self._standing(flow, rates) or self._spent(flow)
+        standing = self._standing(flow, rates) or self._spent(flow) or self._clipped(flow)
         if standing is not None or reading.learns(flow):
             return standing
         if rates and max(rates) == 0:
             return self._finding(
                 flow, 0.97, "The learning rate is 0 in every parameter group", "set a learning rate above 0"
             )
-        clips = [s.clip for s in flow.steps if s.clip is not None]
         ratio = reading.update_ratio(flow)
-        if clips and statistics.median(clips) < self.clip and (ratio or 0) < self.update:
-            left = statistics.median(clips)
-            return self._finding(
-                flow, 0.85, f"Clipping leaves {100 * left:.2g} % of the gradient", "clip at a larger norm"
-            )
         smaller = reading.best_lever(flow, "eps")
         if smaller is not None and flow.optimizer.eps is not None:
             what = f"The optimizer's eps of {flow.optimizer.eps:.3g}, and not the gradient's size, divides the steps"
@@ -128,6 +122,17 @@ class LearningRateLow(AbstractRule):
         what = f"By step {late[-1].index} the learning rate has fallen from {top:.3g} to {late[-1].rate:.2g}, and little is learnt"
         return self._finding(flow, 0.9, what, _LATER, late[0].update_ratio)
 
+    def _clipped(self, flow: Flow) -> Finding | None:
+        """What clipping leaves moves next to nothing.  A copy that learns one batch after a run was not clipped."""
+        left = [s.clip for s in flow.steps if s.clip is not None]
+        if not left or statistics.median(left) >= self.clip or (reading.update_ratio(flow) or 0.0) >= self.update:
+            return None
+        own = flow.origin == "run" and (reading.trains(flow) or 0.0) < self.idle
+        if reading.learns(flow) and not own:
+            return None
+        what = f"Clipping leaves {100 * statistics.median(left):.2g} % of the gradient"
+        return self._finding(flow, 0.9 if own else 0.85, what, "clip at a larger norm")
+
     @staticmethod
     def _gradient(flow: Flow) -> float:
         """ln of what arrives at the best-fed of the weights whose updates count; a bias of the head always gets some."""
@@ -165,10 +170,12 @@ class LearningRateLow(AbstractRule):
         stuck = _flows.plain(stuck=True)
         still = tuple(Step(i, 0.1, -1.0, 1e-9, 1e-9) for i in range(60))
         done = _flows.plain()
+        tight = tuple(replace(step, clip=1e-3) for step in done.steps)
         annealed = tuple(replace(s, rate=0.1 * (1 - i / len(done.steps)) ** 8) for i, s in enumerate(done.steps))
         return (
             done,
             replace(done, steps=annealed),
+            replace(done, origin="run", steps=tight),
             replace(stuck, steps=_decaying(0.5)),
             stuck,
             _flows.lever(stuck, "learning-rate", 0.1),
@@ -183,12 +190,14 @@ class LearningRateLow(AbstractRule):
         still = replace(_flows.plain(), origin="run", steps=tuple(Step(i, 2.3, -1.0, 1e-12, 1e-12) for i in range(60)))
         slow = replace(_flows.plain(stuck=True), **_flows.training(stuck=True, update_ratio=1e-7))
         clipped = tuple(Step(i, 2.3, 0.0, 1e-6, 1e-6, clip=1e-3) for i in range(20))
+        moving = tuple(replace(step, update_ratio=1e-5, largest_update_ratio=1e-4) for step in clipped)
         emptied = tuple(replace(step, clip=0.0, log_grad=-math.inf, largest_update_ratio=0.0) for step in still.steps)
         faded = tuple(replace(s, clip=1.0, largest_update_ratio=10.0 ** -(2 + s.index)) for s in still.steps)
         return (
             _flows.lever(slow, "learning-rate", 1000.0),
             replace(slow, optimizer=OptimizerView("Adam", (0.0,))),
             replace(slow, steps=clipped),
+            replace(_flows.plain(), origin="run", steps=moving),
             still,
             replace(still, steps=emptied),
             replace(still, steps=emptied[:4]),  # certain after a few
