@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from unvanish import reading
 from unvanish.rules import _flows
-from unvanish.types import Cut, Evidence, Finding, Flow, Parameter, Site
+from unvanish.types import Cut, Evidence, Finding, Flow, Parameter, Site, Step
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
 
@@ -37,6 +37,7 @@ class Disconnected(AbstractRule):
 
     flat_gradient: float = -math.inf
     trains: float = 0.15
+    well: float = 0.5
     cause: ClassVar[Cause] = "disconnected"
     title: ClassVar[str] = "weights cut off from the loss, or from the optimizer"
     source: ClassVar[str] = "PyTorch documentation, Autograd mechanics; Bengio et al. 2013, arXiv:1308.3432 (flat ops)"
@@ -190,15 +191,16 @@ class Disconnected(AbstractRule):
         lost = [
             p for p in flow.parameters if p.registered and p.requires_grad and p.reached and p.in_optimizer is False
         ]
-        well = reading.learns(flow) and (reading.trains(flow) or 0.0) >= self.trains
-        if not lost or well:
-            return None  # a net that trains well may have a second optimizer; the notes mention these weights
+        known = flow.origin == "run"  # all optimizers of the program; else a net that trains may have a second one
+        goes = (reading.trains(flow) or 0.0) if reading.learns(flow) else 0.0
+        if not lost or goes >= (self.well if known else self.trains):
+            return None  # the notes mention these weights
         if not any(p.in_optimizer for p in flow.parameters):
             return self._stale_optimizer(lost)
         modules = tuple(dict.fromkeys(p.name.rpartition(".")[0] or p.name for p in lost))
         return self._finding(
             modules,
-            0.9,
+            0.9 if goes < self.trains else 0.75,
             f"{len(lost)} of {len(flow.parameters)} parameters get a gradient but are not in the optimizer "
             f"({', '.join(modules[:4])}): they keep their initial values for ever. Expected: every weight that requires a "
             "gradient is in one of optimizer.param_groups. Pass model.parameters(), or set requires_grad_(False) on "
@@ -239,6 +241,7 @@ class Disconnected(AbstractRule):
     def healthy(cls) -> tuple[Flow, ...]:
         frozen = _flows.parameter("backbone.weight", requires_grad=False, in_optimizer=False, reached=False)
         shut = _flows.parameter("adapter.weight", requires_grad=False, in_optimizer=False, log_weight=-math.inf)
+        probed = _flows.parameter("backbone.weight", in_optimizer=False)
         spare = _flows.parameter("aux_head.weight", reached=False, log_grad=None)
         deliberate = _flows.parameter("generator.weight", reached=False, in_optimizer=False, log_grad=None)
         base = _flows.plain()
@@ -246,6 +249,8 @@ class Disconnected(AbstractRule):
             base,
             replace(base, sites=(*base.sites, _own_function(-1.0))),
             _flows.plain(parameters=(*base.parameters, frozen, spare)),
+            _flows.plain(parameters=(*base.parameters, probed), origin="run"),
+            _flows.plain(parameters=(*base.parameters, probed), steps=_slowly()),
             _flows.plain(parameters=(*base.parameters, shut)),
             replace(base, cuts=(Cut("cell", "detach", ("cell",), "only the last 1 of 8 calls of cell", 7),)),
             replace(
@@ -273,6 +278,7 @@ class Disconnected(AbstractRule):
             ),
             replace(base, cuts=(Cut("cell", "detach", ("cell",), "only the last 1 of 8 calls of cell", 7),)),
             replace(base, parameters=(*base.parameters, unlisted)),
+            replace(_flows.plain(), parameters=(*base.parameters, unlisted), origin="run", steps=_slowly()),
             replace(base, parameters=(*base.parameters, in_list)),
             replace(base, parameters=(*(replace(p, log_grad=-math.inf) for p in base.parameters), zeros)),
             replace(base, parameters=(unlisted,)),
@@ -282,6 +288,11 @@ class Disconnected(AbstractRule):
                 _flows.plain(), cuts=(Cut("actor.0", _OPTIMIZER, ("actor.0", "actor.2"), "no optimizer holds them"),)
             ),
         )
+
+
+def _slowly() -> tuple[Step, ...]:
+    """A training that removes a third of the loss."""
+    return tuple(Step(i, _flows.FLOOR * (1 - i / 150)) for i in range(60))
 
 
 def _cancelling_bias() -> Flow:

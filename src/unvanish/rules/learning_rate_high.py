@@ -34,6 +34,9 @@ class LearningRateHigh(AbstractRule):
     flat: float = 0.99
     stands: float = 1e-4
     good: float = 0.9
+    far: float = 10.0  # times the first loss
+    long: int = 50
+    half: float = 0.5
     idle: float = 0.02
     alive: float = 0.5
     dead: float = 0.85
@@ -65,6 +68,9 @@ class LearningRateHigh(AbstractRule):
                 "after some steps of this size all bounded units of a layer are on their flat parts, and nothing moves"
             )
             return self._finding(flow, None, 0.82, flat)
+        if largest > self.whole and reading.grew(flow.steps, self.far) and self._limps(flow):
+            lost = "the first steps threw the loss far above its start, and it has not come to much since"
+            return self._finding(flow, None, 0.8, lost)
         if learns and ((reading.trains(flow) or 0.0) >= self.idle or largest < self.update):
             return None  # below idle, one batch was learnt by heart and the training goes nowhere
         helped = reading.best_lever(flow, "learning-rate", below=1.0)
@@ -141,6 +147,11 @@ class LearningRateHigh(AbstractRule):
         later = [s for snapshot in flow.snapshots for s in snapshot.sites if s.label in alive]
         return any((s.dead or 0.0) >= self.dead for s in later)
 
+    def _limps(self, flow: Flow) -> bool:
+        """Is little gained at the end of the user's own, long training, on a loss that is nobody else's?"""
+        own = flow.origin == "run" and not flow.others and len(flow.steps) >= self.long and flow.loss.floor is not None
+        return own and (reading.trains(flow) or 0.0) < self.half
+
     def _flattened(self, flow: Flow) -> bool:
         """Did layers that stood on their slope at the start go flat altogether, so that the weights now stand?"""
         ends = [step.largest_update_ratio for step in flow.steps if step.largest_update_ratio is not None]
@@ -184,6 +195,7 @@ class LearningRateHigh(AbstractRule):
             replace(_flows.plain(), steps=cls._kept(stuck=False, shares=(0.9, 0.9, 0.9))),  # it learns all the same
             replace(_flows.plain(stuck=True), steps=cls._kept(stuck=True, shares=(0.9, 0.0, 0.9, 0.9))),  # accumulated
             replace(_flows.plain(), steps=cls._scheduled(0.3)),
+            replace(_flows.plain(), origin="run", steps=cls._thrown(0.1)),
             cls._shrunk(decay=1e-4),
         )
 
@@ -202,12 +214,19 @@ class LearningRateHigh(AbstractRule):
             _flows.lever(_flows.plain(stuck=True), "learning-rate", 0.1),
             seen,
             struck,
+            replace(_flows.plain(), origin="run", steps=cls._thrown(0.6)),
             replace(seen, steps=(replace(leap, largest_update_ratio=9.0), *still), snapshots=(flat,)),
             _flows.lever(idle, "learning-rate-in-training", 0.1),
             replace(_flows.plain(), steps=cls._kept(stuck=True, shares=(0.5, 0.7, 0.9))),
             replace(fired, steps=cls._scheduled(2.3)),
             cls._shrunk(decay=1.0),
         )
+
+    @staticmethod
+    def _thrown(end: float) -> tuple[Step, ...]:
+        """Weights replaced by the first step, a loss a hundred times as large after it, which ends at so much of a guess."""
+        leap = Step(0, 2.3, 0.0, 7.0, 8.0), Step(1, 230.0, 3.0, 0.8, 0.9)
+        return (*leap, *(Step(i, end * 2.3, 0.0, 1e-2, 1e-2) for i in range(2, 80)))
 
     @staticmethod
     def _scheduled(end: float) -> tuple[Step, ...]:
