@@ -51,6 +51,7 @@ class Disconnected(AbstractRule):
         return (
             self._loss_without_graph(flow)
             or self._cut(flow)
+            or self._nothing_reached(flow)
             or self._cut_in_time(flow)
             or self._flat_op(flow)
             or self._flat_weight(flow)
@@ -89,6 +90,21 @@ class Disconnected(AbstractRule):
             "get no gradient at all although they are meant to train. Expected: a path of tensor ops from the loss to "
             "every trained weight. Remove the cut, or freeze those weights on purpose (requires_grad_(False)).",
             f"remove the cut after {first.where or 'model'}",
+        )
+
+    def _nothing_reached(self, flow: Flow) -> Finding | None:
+        """All matrices are called and held by the optimizer, and the loss leads to none: a copy of numbers stands between."""
+        matrices = [p for p in flow.parameters if len(p.shape) > 1 and p.requires_grad and p.used and p.in_optimizer]
+        if not matrices or any(p.reached for p in flow.parameters if len(p.shape) > 1):
+            return None
+        places = tuple(dict.fromkeys(p.name.rpartition(".")[0] or p.name for p in matrices))
+        return self._finding(
+            places,
+            0.93,
+            f"No weight matrix gets a gradient, although {', '.join(places[:4])} are called and the optimizer holds them: what "
+            "they put out reaches the loss as plain numbers, if at all. Expected: a path of tensor ops from the loss to every "
+            "trained weight. Look for .tolist(), .item(), .numpy(), .data or torch.tensor(...) after them.",
+            f"use what {places[-1]} puts out as it is: no .tolist(), .item(), .numpy() or torch.tensor(...)",
         )
 
     def _cut_in_time(self, flow: Flow) -> Finding | None:
@@ -242,6 +258,7 @@ class Disconnected(AbstractRule):
         frozen = _flows.parameter("backbone.weight", requires_grad=False, in_optimizer=False, reached=False)
         shut = _flows.parameter("adapter.weight", requires_grad=False, in_optimizer=False, log_weight=-math.inf)
         probed = _flows.parameter("backbone.weight", in_optimizer=False)
+        aside = _flows.parameter("aux_head.weight", used=True, reached=False, log_grad=None)
         spare = _flows.parameter("aux_head.weight", reached=False, log_grad=None)
         deliberate = _flows.parameter("generator.weight", reached=False, in_optimizer=False, log_grad=None)
         base = _flows.plain()
@@ -249,6 +266,7 @@ class Disconnected(AbstractRule):
             base,
             replace(base, sites=(*base.sites, _own_function(-1.0))),
             _flows.plain(parameters=(*base.parameters, frozen, spare)),
+            _flows.plain(parameters=(*base.parameters, aside)),
             _flows.plain(parameters=(*base.parameters, probed), origin="run"),
             _flows.plain(parameters=(*base.parameters, probed), steps=_slowly()),
             _flows.plain(parameters=(*base.parameters, shut)),
@@ -270,6 +288,7 @@ class Disconnected(AbstractRule):
         lost = _flows.parameter("encoder.weight", reached=False, log_grad=None)
         unlisted = _flows.parameter("encoder.weight", in_optimizer=False)
         zeros = _flows.parameter("head.weight", requires_grad=False, in_optimizer=False, log_weight=-math.inf)
+        called = _flows.parameter("encoder.weight", used=True, reached=False, log_grad=None)
         in_list = _flows.parameter("unregistered [32, 32]", registered=False, in_optimizer=False)
         return (
             replace(base, loss=replace(base.loss, requires_grad=False)),
@@ -280,6 +299,7 @@ class Disconnected(AbstractRule):
             replace(base, parameters=(*base.parameters, unlisted)),
             replace(_flows.plain(), parameters=(*base.parameters, unlisted), origin="run", steps=_slowly()),
             replace(base, parameters=(*base.parameters, in_list)),
+            replace(_flows.plain(), parameters=(_flows.parameter("scale", shape=(1,)), called)),
             replace(base, parameters=(*(replace(p, log_grad=-math.inf) for p in base.parameters), zeros)),
             replace(base, parameters=(unlisted,)),
             replace(base, sites=(*base.sites, _own_function(-math.inf))),
