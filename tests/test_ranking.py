@@ -95,3 +95,11 @@ def test_growth_is_seen_also_where_the_loss_left_the_numbers():
     assert not reading.grew(calm)
     assert reading.grew([*calm, Step(5, 7.0)])
     assert reading.grew([*calm, Step(5, math.inf)])
+
+
+def test_frozen_parameters_are_mentioned_only_where_nothing_is_learnt():
+    frozen = _flows.parameter("body.weight", requires_grad=False, in_optimizer=False, log_grad=None)
+    stuck, fine = _flows.plain(stuck=True), _flows.plain()
+    notes = [rank(replace(one, parameters=(*one.parameters, frozen)), []).notes for one in (stuck, fine)]
+    assert [any("frozen" in note for note in told) for told in notes] == [True, False]
+    assert not any("frozen" in note for note in rank(stuck, []).notes)

@@ -71,6 +71,9 @@ def _notes(flow: Flow) -> tuple[str, ...]:
     outside = sum(p.registered and p.requires_grad and p.reached and p.in_optimizer is False for p in flow.parameters)
     if outside:
         notes.append(f"{outside} trainable parameters are not in the optimizer that was given")
+    frozen = sum(not p.requires_grad for p in flow.parameters)
+    if frozen and reading.improves(flow) is False:
+        notes.append(f"{frozen} of {len(flow.parameters)} parameters are frozen (requires_grad=False)")
     notes += [f"a state is cut off from its history: {cut.detail}" for cut in flow.cuts if cut.calls]
     if reached is None and not flow.experiments:
         notes.append("learning was not tried")
