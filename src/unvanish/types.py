@@ -132,6 +132,11 @@ class Parameter:
     constant: bool = False
 
     @property
+    def module(self) -> str:
+        """Path of the module that has it; its own name where that is the network itself."""
+        return self.name.rpartition(".")[0] or self.name
+
+    @property
     def log_update_ratio(self) -> float | None:
         """ln(||update|| / ||weight||) of one real optimizer step."""
         if self.log_update is None or self.log_weight is None or self.log_weight == -math.inf:

@@ -31,9 +31,14 @@ def moved(flow: Flow) -> bool:
     return any(update is not None and update > -math.inf for update in updates)
 
 
+def largest_updates(flow: Flow) -> list[float]:
+    """||update|| / ||weight|| of the weight that moved most, at each step looked at."""
+    return [step.largest_update_ratio for step in flow.steps if step.largest_update_ratio is not None]
+
+
 def largest_update(flow: Flow) -> float | None:
     """||update|| / ||weight|| of the weight that moved most, median over the steps looked at."""
-    known = [step.largest_update_ratio for step in flow.steps if step.largest_update_ratio is not None]
+    known = largest_updates(flow)
     return statistics.median(known) if known else None
 
 

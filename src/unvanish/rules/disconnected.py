@@ -24,9 +24,10 @@ class Disconnected(AbstractRule):
     Nine ways to lose a path, each told by its own sign: `.detach()`, `.data`, `.item()`, `.numpy()` or `no_grad` (a
     later module is fed with data that needs no gradient); the same on a state at every time step (the loss depends on
     calls of a module that are out of its graph); an op that is flat by definition (round, sign, argmax: gradient exactly
-    zero behind it), in the signal's path or in what makes a weight; a frozen weight of zeros; layers in a Python list (in the loss's graph, but
-    not in model.parameters()); parameters that get a gradient but are not in the optimizer, be it some or all; a whole
-    network whose loss is differentiated, while no optimizer of the program steps its weights; a loss that has no graph.
+    zero behind it), in the signal's path or in what makes a weight; a frozen weight of zeros; layers in a Python list (in
+    the loss's graph, but not in model.parameters()); parameters that get a gradient but are not in the optimizer, be it
+    some or all; a whole network whose loss is differentiated, while no optimizer of the program steps its weights; a loss
+    that has no graph.
 
     Frozen weights, spare heads and idle experts are no fault: nothing behind them was meant to train, or nothing after
     them reads what they put out.
@@ -97,7 +98,7 @@ class Disconnected(AbstractRule):
         matrices = [p for p in flow.parameters if len(p.shape) > 1 and p.requires_grad and p.used and p.in_optimizer]
         if not matrices or any(p.reached for p in flow.parameters if len(p.shape) > 1):
             return None
-        places = tuple(dict.fromkeys(p.name.rpartition(".")[0] or p.name for p in matrices))
+        places = tuple(dict.fromkeys(p.module for p in matrices))
         return self._finding(
             places,
             0.93,
@@ -176,7 +177,7 @@ class Disconnected(AbstractRule):
         if not zeros or not trained or any(p.log_grad != -math.inf for p in trained):
             return None
         return self._finding(
-            tuple(dict.fromkeys(p.name.rpartition(".")[0] or p.name for p in zeros)),
+            tuple(dict.fromkeys(p.module for p in zeros)),
             0.93,
             f"{zeros[0].name} is frozen (requires_grad=False) and zero: no gradient passes it, and all weights before it get "
             "exactly nothing. Expected: zeros that may move, or frozen weights that are none. Unfreeze it, or load its weights.",
@@ -213,7 +214,7 @@ class Disconnected(AbstractRule):
             return None  # the notes mention these weights
         if not any(p.in_optimizer for p in flow.parameters):
             return self._stale_optimizer(lost)
-        modules = tuple(dict.fromkeys(p.name.rpartition(".")[0] or p.name for p in lost))
+        modules = tuple(dict.fromkeys(p.module for p in lost))
         return self._finding(
             modules,
             0.9 if goes < self.trains else 0.75,

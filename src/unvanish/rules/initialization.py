@@ -23,8 +23,8 @@ class Initialization(AbstractRule):
     ReLU).  PyTorch's default, U(+-1/sqrt n), has gain 0.58: every layer costs 0.55 nats with tanh and 1.9 with sigmoid,
     and after 12 to 30 layers nothing is left of the gradient, nor of the difference between samples (separation).
     Weights far above critical in the last layer make logits that are sure of wrong answers: the first loss is many times
-    that of a guess.  No optimizer and no learning rate brings back information that float32 has rounded away; new weights do.  One tiny
-    layer in the middle has the same sign, at one place.
+    that of a guess.  No optimizer and no learning rate brings back information that float32 has rounded away; new
+    weights do.  One tiny layer in the middle has the same sign, at one place.
 
     Cure: critical initial weights (orthogonal or Gaussian with the activation's gain, He for ReLU; for sigmoid also a
     compensating bias), or normalisation with residual connections.

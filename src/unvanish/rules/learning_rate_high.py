@@ -154,8 +154,11 @@ class LearningRateHigh(AbstractRule):
 
     def _flattened(self, flow: Flow) -> bool:
         """Did layers that stood on their slope at the start go flat altogether, so that the weights now stand?"""
-        ends = [step.largest_update_ratio for step in flow.steps if step.largest_update_ratio is not None]
-        if not flow.snapshots or ends[-1] >= self.stands or (reading.trains(flow) or 0.0) >= self.good:
+        if (
+            not flow.snapshots
+            or reading.largest_updates(flow)[-1] >= self.stands
+            or (reading.trains(flow) or 0.0) >= self.good
+        ):
             return False
         steep = {s.label for s in flow.sites if s.saturated is not None and s.saturated < self.steep}
         return any(s.label in steep and (s.saturated or 0.0) >= self.flat for s in flow.snapshots[-1].sites)

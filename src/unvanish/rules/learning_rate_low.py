@@ -87,16 +87,14 @@ class LearningRateLow(AbstractRule):
         gone = len(left) >= self.certain and max(left) == 0
         if len(flow.steps) < self.steps and not gone:
             return None
-        ratios = [s.largest_update_ratio for s in flow.steps if s.largest_update_ratio is not None]
         if gone:
             what = "The gradients are gone when the optimizer steps"
             return self._finding(
                 flow, 0.97, what, "call zero_grad() after step() or before backward(), not between them"
             )
         if left and statistics.median(left) < self.clip:
-            what = f"Clipping leaves {100 * statistics.median(left):.2g} % of the gradient"
-            return self._finding(flow, 0.93, what, "clip at a larger norm")
-        if ratios[0] > self.fades:
+            return self._tight(flow, 0.93, left)
+        if reading.largest_updates(flow)[0] > self.fades:
             what = "The learning rate falls to nothing before anything is learnt"
             return self._finding(flow, 0.93, what, _LATER)
         exact = not any(p.dtype in ("float16", "bfloat16") for p in flow.parameters)  # else rounding may hold them
@@ -130,8 +128,11 @@ class LearningRateLow(AbstractRule):
         own = flow.origin == "run" and (reading.trains(flow) or 0.0) < self.idle
         if reading.learns(flow) and not own:
             return None
+        return self._tight(flow, 0.9 if own else 0.85, left)
+
+    def _tight(self, flow: Flow, confidence: float, left: list[float]) -> Finding:
         what = f"Clipping leaves {100 * statistics.median(left):.2g} % of the gradient"
-        return self._finding(flow, 0.9 if own else 0.85, what, "clip at a larger norm")
+        return self._finding(flow, confidence, what, "clip at a larger norm")
 
     @staticmethod
     def _gradient(flow: Flow) -> float:

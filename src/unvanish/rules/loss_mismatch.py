@@ -214,8 +214,8 @@ class LossMismatch(AbstractRule):
             return
         flat = self._flat_sigmoid(flow.snapshots[-1].sites)
         lost = max((s.saturation_loss or 0.0 for s in flat), default=0.0)
-        updates = [s.largest_update_ratio for s in flow.steps if s.largest_update_ratio is not None]
-        still = (bool(updates) and updates[-1] < self.stands) or self._flat_sigmoid(flow.sites)
+        last = reading.largest_updates(flow)[-1:]
+        still = any(update < self.stands for update in last) or self._flat_sigmoid(flow.sites)
         if lost > self.flat and still:
             yield self._finding(
                 flow, 0.85, f"The loss reads {flat[0].label}, a sigmoid that is saturated for nearly all samples by now: its slope "

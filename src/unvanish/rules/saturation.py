@@ -280,8 +280,7 @@ class Saturation(AbstractRule):
 
 def _lost(site: Site) -> float:
     """Nats of the gradient that it does not pass on."""
-    known = site.log_grad_out is not None and site.log_grad_in is not None and site.log_grad_out > -math.inf
-    return (site.log_grad_out or 0.0) - (site.log_grad_in or 0.0) if known else 0.0
+    return -(site.log_gain or 0.0)
 
 
 def _asking(flow: Flow, softmax: Site) -> list[str]:

@@ -66,7 +66,7 @@ class Symmetry(AbstractRule):
             known = (p.log_weight, p.log_grad, end.log_weight, end.log_grad)
             if len(p.shape) > 1 and not p.constant and all(v is not None and math.isfinite(v) for v in known):
                 alike[p.shape, *(round(v or 0.0, 9) for v in known)].append(p)
-        groups = [group for group in alike.values() if len({_module(p) for p in group}) > 1]
+        groups = [group for group in alike.values() if len({p.module for p in group}) > 1]
         if not groups or not reading.moved(flow):
             return None
         copies = [p for group in groups for p in group]
@@ -78,7 +78,7 @@ class Symmetry(AbstractRule):
         )  # fmt: skip
 
     def _finding(self, flow: Flow, weights: list[Parameter], sure: float, seen: Evidence, message: str) -> Finding:
-        where = tuple(dict.fromkeys(map(_module, weights)))
+        where = tuple(dict.fromkeys(p.module for p in weights))
         evidence = (seen, *reading.learning_evidence(flow))
         return Finding(self.cause, where, sure, "high", evidence, message, self.remedies, self.source)
 
@@ -134,7 +134,3 @@ class Symmetry(AbstractRule):
             replace(base, parameters=factors),
             replace(base, parameters=experts, snapshots=(Snapshot(10, base.sites, experts),)),
         )
-
-
-def _module(p: Parameter) -> str:
-    return p.name.rpartition(".")[0] or p.name

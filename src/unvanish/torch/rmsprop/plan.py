@@ -42,7 +42,7 @@ class Plan:
     p: Sequence[Tensor]
     kept: Mapping[str, Sequence[Tensor]]  # of the state
     table: NDArray[np.int64]
-    places: Mapping[int, Sequence[int]]  # rows of the table that stay
+    places: Mapping[int, Sequence[int]]  # its rows that stay, as lists: these are compared at each step
     ends: NDArray[np.int64]
     filled: NDArray[np.int64]  # numbers of those that have entries
     sizes: Sequence[int]  # bytes
