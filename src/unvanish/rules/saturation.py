@@ -112,24 +112,29 @@ class Saturation(AbstractRule):
     def _finding(self, flow: Flow, flat: list[Site], event: str, confidence: float) -> Finding:
         worst = max(flat, key=lambda s: s.saturated or 0)
         lost = sum(max(0.0, s.saturation_loss or 0.0) for s in flat)
-        return Finding(
-            cause=self.cause,
-            where=reading.with_feeders(flow, flat),
-            confidence=confidence,
-            severity="high",
-            evidence=(
-                Evidence(f"saturated units in {worst.label}", 100 * (worst.saturated or 0), "%", "below 20 %"),
-                Evidence("gradient lost by saturation (S)", reading.decades(lost), "decades", "below 0.5"),
-                *reading.learning_evidence(flow),
-            ),
-            message=(
-                f"{_words.count(len(flat), 'activation')} saturated ({event}; {100 * (worst.saturated or 0):.0f} % of the units of "
-                f"{worst.label}): {reading.decades(lost):.2g} decades of gradient are lost there. Expected: most units on the steep part. "
-                "Recentre or shrink what goes into them; larger weights would make it worse."
-            ),
-            remedies=self.remedies,
-            source=self.source,
+        return self._told(
+            flow,
+            reading.with_feeders(flow, flat),
+            confidence,
+            f"{_words.count(len(flat), 'activation')} saturated ({event}; {100 * (worst.saturated or 0):.0f} % of the units of "
+            f"{worst.label}): {reading.decades(lost):.2g} decades of gradient are lost there. Expected: most units on the steep part. "
+            "Recentre or shrink what goes into them; larger weights would make it worse.",
+            Evidence(f"saturated units in {worst.label}", 100 * (worst.saturated or 0), "%", "below 20 %"),
+            Evidence("gradient lost by saturation (S)", reading.decades(lost), "decades", "below 0.5"),
         )
+
+    def _told(
+        self,
+        flow: Flow,
+        where: tuple[str, ...],
+        confidence: float,
+        message: str,
+        *evidence: Evidence,
+        remedies: tuple[str, ...] = remedies,
+        source: str = source,
+    ) -> Finding:
+        shown = (*evidence, *reading.learning_evidence(flow))
+        return Finding(self.cause, where, confidence, "high", shown, message, remedies, source)
 
     def _pinned(self, flow: Flow) -> dict[str, float]:
         """Recurrent modules whose biases hold their gates open or shut whatever comes, with the rms of the largest."""
@@ -143,17 +148,14 @@ class Saturation(AbstractRule):
 
     def _gates(self, flow: Flow, pinned: dict[str, float]) -> Finding:
         label, rms = max(pinned.items(), key=lambda item: item[1])
-        return Finding(
-            cause=self.cause,
-            where=tuple(pinned),
-            confidence=0.85,
-            severity="high",
-            evidence=(Evidence(f"rms of the biases of {label}", rms, "", "below 6"), *reading.learning_evidence(flow)),
-            message=(
-                f"The biases of {label} have an rms of {rms:.3g}: sigmoid and tanh are flat there, so its gates are open or shut "
-                "whatever comes in. Expected: biases of 0 to 6. To mend it: zeros and a forget bias of 1, or the logarithm of "
-                "the time scale (chrono: log(uniform(1, T - 1)))."
-            ),
+        return self._told(
+            flow,
+            tuple(pinned),
+            0.85,
+            f"The biases of {label} have an rms of {rms:.3g}: sigmoid and tanh are flat there, so its gates are open or shut "
+            "whatever comes in. Expected: biases of 0 to 6. To mend it: zeros and a forget bias of 1, or the logarithm of "
+            "the time scale (chrono: log(uniform(1, T - 1))).",
+            Evidence(f"rms of the biases of {label}", rms, "", "below 6"),
             remedies=("gate biases of zero, the forget gate's 1", "or unvanish.torch.init's chrono biases"),
             source="Tallec and Ollivier 2018, arXiv:1804.11188, section 2",
         )
@@ -163,20 +165,14 @@ class Saturation(AbstractRule):
         worst = max(sharp, key=lambda s: s.saturated or 0)
         share = 100 * (worst.saturated or 0)
         scale = "divide the scores by sqrt(d) of the keys"
-        return Finding(
-            cause=self.cause,
-            where=tuple(dict.fromkeys(label for s in sharp for label in (*_asking(flow, s), s.label))),
-            confidence=0.8,
-            severity="high",
-            evidence=(
-                Evidence(f"one-hot rows in {worst.label}", share, "%", "below 20 % at the start"),
-                *reading.learning_evidence(flow),
-            ),
-            message=(
-                f"The softmax at {worst.label} is one-hot in {share:.0f} % of its rows from the first step on: queries and keys get "
-                f"next to no gradient. Expected: scores of standard deviation about 1. To mend it: {scale}, or shrink "
-                "the weights that make queries and keys."
-            ),
+        return self._told(
+            flow,
+            tuple(dict.fromkeys(label for s in sharp for label in (*_asking(flow, s), s.label))),
+            0.8,
+            f"The softmax at {worst.label} is one-hot in {share:.0f} % of its rows from the first step on: queries and keys get "
+            f"next to no gradient. Expected: scores of standard deviation about 1. To mend it: {scale}, or shrink "
+            "the weights that make queries and keys.",
+            Evidence(f"one-hot rows in {worst.label}", share, "%", "below 20 % at the start"),
             remedies=(scale, "shrink the weights that make queries and keys", "or normalise queries and keys"),
             source="Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1",
         )
@@ -186,20 +182,14 @@ class Saturation(AbstractRule):
         worst = max(tails, key=_lost)
         lost = reading.decades(_lost(worst))
         cure = "widen the kernels: w of the order of the distances, which grow with the root of the dimension"
-        return Finding(
-            cause=self.cause,
-            where=reading.names(tails),
-            confidence=0.8,
-            severity="high",
-            evidence=(
-                Evidence(f"gradient lost at {worst.label}", lost, "decades", "below 2"),
-                *reading.learning_evidence(flow),
-            ),
-            message=(
-                f"exp at {worst.label} lets {10**-lost:.1g} of the gradient pass from the first step on: its derivative is its "
-                f"output, and all samples are on its flat tail. Expected: some outputs near 1. To mend it: {cure}, or "
-                "scale its argument."
-            ),
+        return self._told(
+            flow,
+            reading.names(tails),
+            0.8,
+            f"exp at {worst.label} lets {10**-lost:.1g} of the gradient pass from the first step on: its derivative is its "
+            f"output, and all samples are on its flat tail. Expected: some outputs near 1. To mend it: {cure}, or "
+            "scale its argument.",
+            Evidence(f"gradient lost at {worst.label}", lost, "decades", "below 2"),
             remedies=(cure, "or divide its argument by its typical size"),
             source="Bishop 2006, Pattern Recognition and Machine Learning, section 6.3 (radial basis functions)",
         )
