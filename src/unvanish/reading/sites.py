@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from unvanish.types import Flow, Site, TimeProfile
+from unvanish.types import Flow, Parameter, Site, TimeProfile
 
 FALL = math.log(30)  # nats; smaller differences between first and last layer are met in every healthy net
 RECTIFIERS = ("relu", "relu6", "threshold", "clamp_min", "clamp", "hardswish", "hardshrink", "softshrink")
@@ -101,6 +101,11 @@ def time_fall(profile: TimeProfile) -> float | None:
 def names(sites: Iterable[Site]) -> tuple[str, ...]:
     """Labels without repeats, in order."""
     return tuple(dict.fromkeys(site.label for site in sites))
+
+
+def modules(parameters: Iterable[Parameter]) -> tuple[str, ...]:
+    """The modules that have these parameters, without repeats, in order."""
+    return tuple(dict.fromkeys(parameter.module for parameter in parameters))
 
 
 def below(sites: Iterable[Site]) -> dict[int, list[Site]]:

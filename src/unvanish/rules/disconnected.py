@@ -98,7 +98,7 @@ class Disconnected(AbstractRule):
         matrices = [p for p in flow.parameters if len(p.shape) > 1 and p.requires_grad and p.used and p.in_optimizer]
         if not matrices or any(p.reached for p in flow.parameters if len(p.shape) > 1):
             return None
-        places = tuple(dict.fromkeys(p.module for p in matrices))
+        places = reading.modules(matrices)
         return self._finding(
             places,
             0.93,
@@ -177,7 +177,7 @@ class Disconnected(AbstractRule):
         if not zeros or not trained or any(p.log_grad != -math.inf for p in trained):
             return None
         return self._finding(
-            tuple(dict.fromkeys(p.module for p in zeros)),
+            reading.modules(zeros),
             0.93,
             f"{zeros[0].name} is frozen (requires_grad=False) and zero: no gradient passes it, and all weights before it get "
             "exactly nothing. Expected: zeros that may move, or frozen weights that are none. Unfreeze it, or load its weights.",
@@ -214,7 +214,7 @@ class Disconnected(AbstractRule):
             return None  # the notes mention these weights
         if not any(p.in_optimizer for p in flow.parameters):
             return self._stale_optimizer(lost)
-        modules = tuple(dict.fromkeys(p.module for p in lost))
+        modules = reading.modules(lost)
         return self._finding(
             modules,
             0.9 if goes < self.trains else 0.75,

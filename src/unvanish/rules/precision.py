@@ -91,7 +91,7 @@ class Precision(AbstractRule):
         )  # fmt: skip
 
     def _finding(self, flow: Flow, weights: list[Parameter], evidence: Evidence, message: str) -> Finding:
-        where = tuple(dict.fromkeys(p.module for p in weights))
+        where = reading.modules(weights)
         proof = (evidence, *reading.learning_evidence(flow))
         return Finding(self.cause, (*where, "optimizer"), 0.93, "high", proof, message, self.remedies, self.source)
 

@@ -121,6 +121,8 @@ class Saturation(AbstractRule):
             "Recentre or shrink what goes into them; larger weights would make it worse.",
             Evidence(f"saturated units in {worst.label}", 100 * (worst.saturated or 0), "%", "below 20 %"),
             Evidence("gradient lost by saturation (S)", reading.decades(lost), "decades", "below 0.5"),
+            remedies=self.remedies,
+            source=self.source,
         )
 
     def _told(
@@ -130,8 +132,8 @@ class Saturation(AbstractRule):
         confidence: float,
         message: str,
         *evidence: Evidence,
-        remedies: tuple[str, ...] = remedies,
-        source: str = source,
+        remedies: tuple[str, ...],
+        source: str,
     ) -> Finding:
         shown = (*evidence, *reading.learning_evidence(flow))
         return Finding(self.cause, where, confidence, "high", shown, message, remedies, source)

@@ -78,7 +78,7 @@ class Symmetry(AbstractRule):
         )  # fmt: skip
 
     def _finding(self, flow: Flow, weights: list[Parameter], sure: float, seen: Evidence, message: str) -> Finding:
-        where = tuple(dict.fromkeys(p.module for p in weights))
+        where = reading.modules(weights)
         evidence = (seen, *reading.learning_evidence(flow))
         return Finding(self.cause, where, sure, "high", evidence, message, self.remedies, self.source)
 
