@@ -13,7 +13,7 @@ from torch import nn
 
 from unvanish.torch.probe.buffers import QUEUE_BYTES
 from unvanish.torch.probe.frozen import maker
-from unvanish.torch.probe.probe import without_collector
+from unvanish.torch.probe.collector import without_collector
 from unvanish.types import Moments, Site
 
 

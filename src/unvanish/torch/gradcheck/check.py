@@ -10,6 +10,7 @@ from torch import nn
 
 from unvanish.torch.gradcheck.results import GradientCheck, named_type
 from unvanish.torch.gradcheck.session import Session, eager
+from unvanish.torch.probe.collector import without_collector
 from unvanish.torch.rehearsal.copies import grads_aside, preserved_randomness
 from unvanish.torch.rehearsal.objective import check_program
 
@@ -82,7 +83,9 @@ def gradcheck(
     """
     _check_arguments(model, loss_fn, batch, objective)
     with preserved_randomness(), grads_aside(model), torch.inference_mode(False), torch.enable_grad(), eager():
-        return Session.of(model, loss_fn, objective, batch).check()
+        with without_collector():
+            session = Session.of(model, loss_fn, objective, batch)
+        return session.check()
 
 
 def _check_arguments(model: Any, loss_fn: Any, batch: Any, objective: Any) -> None:

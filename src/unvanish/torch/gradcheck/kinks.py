@@ -10,7 +10,6 @@ Pauwels 2021, Conservative set valued fields): an entry is called wrong only if 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,14 +19,12 @@ from torch import Tensor
 from unvanish.torch.gradcheck.differences import ROUNDING
 from unvanish.torch.gradcheck.directional import Probe
 from unvanish.torch.gradcheck.measure import spread
+from unvanish.torch.gradcheck.opening import STEP, Entry, first_open_to_one_side
 
 KINK_TOLERANCE = 1e-3  # one-sided differences with h and h / 2 agree by so much of the larger derivative
-_STEP = 1e-6
 _OPEN = 1e-2  # the two sides differ by more than so much of the larger
 _DIRECTIONS = 4
 _MOST_ENTRIES = 16  # of each output: each takes one backward
-_PLANES, _ANGLES = 3, 64  # every kink crosses each circle twice
-_FLAT = 1e-5  # of the largest derivative on a circle: curvature times h
 _Direction = Sequence[Tensor | None]
 
 
@@ -49,12 +46,13 @@ class KinkCheck:
 
 @dataclass(frozen=True, slots=True)
 class _Sides:
-    """One-sided derivatives of all entries of one output, flat; ``slack``: what counts as equal."""
+    """One-sided derivatives of all entries of one output, flat; ``slack``: what counts as equal, not rounding alone."""
 
     right: Tensor
     left: Tensor
     steady: Tensor  # where both exist
     slack: Tensor
+    rounding: Tensor
 
     @property
     def bend(self) -> Tensor:
@@ -91,8 +89,9 @@ def check_kinks(probe: Probe) -> KinkCheck:
             tried = zip(directions, (one[output] for one in found), strict=True)
             bad = (_Suspect(output, entry, row, d, s) for d, s in tried if s.exclude(_along(row, d), entry))
             suspects += [one for one in (next(bad, None),) if one is not None]
-    wrong = _open_to_one_side(probe, suspects) if suspects else []
-    return _located(probe, judged, wrong[0]) if wrong else KinkCheck(judged - len(suspects))
+    entries = [Entry(x.output, x.entry, float(x.sides.rounding[x.entry])) for x in suspects]
+    wrong = first_open_to_one_side(probe, entries)
+    return KinkCheck(judged - len(suspects)) if wrong is None else _located(probe, judged, suspects[wrong])
 
 
 def _direction(probe: Probe, positive: bool = False) -> _Direction:
@@ -101,17 +100,17 @@ def _direction(probe: Probe, positive: bool = False) -> _Direction:
 
 
 def _sides(probe: Probe, direction: _Direction) -> list[_Sides]:
-    around = zip(*probe.around(direction, _STEP), strict=True)
+    around = zip(*probe.around(direction, STEP), strict=True)
     return [_of_one(*(part.reshape(-1) for part in (y, *near))) for y, near in zip(probe.values, around, strict=True)]
 
 
 def _of_one(y: Tensor, up: Tensor, down: Tensor, half_up: Tensor, half_down: Tensor) -> _Sides:
-    right, half_right = (up - y) / _STEP, (half_up - y) / (_STEP / 2)
-    left, half_left = (y - down) / _STEP, (y - half_down) / (_STEP / 2)
-    rounding = (y.abs() + spread(y)) * (ROUNDING / _STEP)
+    right, half_right = (up - y) / STEP, (half_up - y) / (STEP / 2)
+    left, half_left = (y - down) / STEP, (y - half_down) / (STEP / 2)
+    rounding = (y.abs() + spread(y)) * (ROUNDING / STEP)
     slack = KINK_TOLERANCE * torch.maximum(right.abs(), left.abs()) + rounding
     steady = ((right - half_right).abs() <= slack) & ((left - half_left).abs() <= slack) & slack.isfinite()
-    return _Sides(2 * half_right - right, 2 * half_left - left, steady, slack)
+    return _Sides(2 * half_right - right, 2 * half_left - left, steady, slack, rounding)
 
 
 def _clear(directions: Sequence[_Sides]) -> Tensor:
@@ -130,33 +129,6 @@ def _row(probe: Probe, output: int, entry: int) -> list[Tensor]:
 
 def _along(row: Sequence[Tensor], direction: _Direction) -> float:
     return sum(float((g * d).sum()) for g, d in zip(row, direction, strict=True) if d is not None)
-
-
-def _open_to_one_side(probe: Probe, suspects: list[_Suspect]) -> list[_Suspect]:
-    r"""Those whose one-sided derivative is convex, or concave, on random circles of directions.
-
-    For a convex one :math:`f'(d_{-}) + f'(d_{+}) \ge f'(d_{-} + d_{+}) = 2 \cos\delta\, f'(d)` at every angle.
-    """
-    up, down = torch.zeros(len(suspects), dtype=torch.bool), torch.zeros(len(suspects), dtype=torch.bool)
-    for _ in range(_PLANES):
-        slopes = _circle(probe, suspects, _direction(probe), _direction(probe))
-        gaps = slopes.roll(1, 0) + slopes.roll(-1, 0) - 2 * math.cos(2 * math.pi / _ANGLES) * slopes
-        limit = _FLAT * slopes.abs().amax(0) + torch.tensor([float(one.sides.slack[one.entry]) for one in suspects])
-        up, down = up | (gaps > limit).any(0), down | (gaps < -limit).any(0)
-    return [one for one, mixed in zip(suspects, (up & down).tolist(), strict=True) if not mixed]
-
-
-def _circle(probe: Probe, suspects: list[_Suspect], one: _Direction, other: _Direction) -> Tensor:
-    """Derivatives of the suspects to the right along directions all around: angles by suspects."""
-    rows = []
-    for k in range(_ANGLES):
-        c, s = math.cos(2 * math.pi * k / _ANGLES), math.sin(2 * math.pi * k / _ANGLES)
-        turned = [None if a is None or b is None else c * a + s * b for a, b in zip(one, other, strict=True)]
-        with probe.unit.moving(probe.leaves, turned) as at:
-            values = at(_STEP)
-        moved = [(values[x.output] - probe.values[x.output]).reshape(-1)[x.entry] for x in suspects]
-        rows.append(torch.stack(moved).cpu() / _STEP)
-    return torch.stack(rows)
 
 
 def _located(probe: Probe, judged: int, found: _Suspect) -> KinkCheck:

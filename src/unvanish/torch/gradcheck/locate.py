@@ -114,8 +114,7 @@ class _Search:
         return low
 
     def _random(self, count: int) -> Tensor:
-        drawn = torch.randn(count, dtype=self._reach.dtype, generator=self._probe.draws.own.generator)
-        return drawn.to(self._reach.device) * self._reach
+        return self._probe.draws.own.draw(count).to(self._reach) * self._reach
 
     def _gap(self, direction: Tensor, low: int, high: int) -> float:
         part = torch.zeros_like(direction)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,21 +16,21 @@ _KEPT = 1 << 22  # numbers, 32 MB: what a piece draws beyond them (many measurem
 
 @dataclass(slots=True)
 class Numbers:
-    """Uniform in [-1, 1) (normal ones take four times as long), drawn as they are asked for."""
+    """Uniform in [-1, 1), drawn as they are asked for: NumPy's SFC64 takes a third of the time of PyTorch's."""
 
     seed: int
-    _generator: torch.Generator | None = None
+    _generator: np.random.Generator | None = None
 
     @property
-    def generator(self) -> torch.Generator:
+    def generator(self) -> np.random.Generator:
         """Made when first needed: most pieces never do."""
         if self._generator is None:
-            self._generator = torch.Generator().manual_seed(self.seed)
+            self._generator = np.random.Generator(np.random.SFC64(self.seed))
         return self._generator
 
     def draw(self, count: int) -> Tensor:
         """The next so many."""
-        return torch.empty(count, dtype=torch.float64).uniform_(-1, 1, generator=self.generator)
+        return torch.from_numpy(self.generator.random(count)).mul_(2).sub_(1)
 
 
 @dataclass(slots=True)
@@ -44,7 +46,7 @@ class Stream:
             return None
         have = self._kept.numel()
         if start + count > have:
-            more = max(start + count - have, min(have, _KEPT - have))
+            more = min(max(start + count - have, have // 4), _KEPT - have)  # it grows seldom
             self._kept = torch.cat([self._kept, self._numbers.draw(more)])
         return self._kept[start : start + count]
 
@@ -75,14 +77,13 @@ class Draws:
         self._place += sum(sizes)
         return [part.view(one.shape) for part, one in zip(drawn.split(sizes), values, strict=True)]
 
-    def here(self) -> tuple[int, Tensor]:
+    def here(self) -> tuple[int, Any]:
         """A place to come ``back`` to, for the same numbers once more."""
-        return self._place, self.own.generator.get_state()
+        return self._place, self.own.generator.bit_generator.state
 
-    def back(self, place: tuple[int, Tensor]) -> None:
+    def back(self, place: tuple[int, Any]) -> None:
         """Draw again what followed ``here``."""
-        self._place, state = place
-        self.own.generator.set_state(state)
+        self._place, self.own.generator.bit_generator.state = place
 
 
 def _as_drawn(values: Tensor) -> bool:

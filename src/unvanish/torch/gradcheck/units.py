@@ -206,15 +206,16 @@ def _seed() -> None:
 
 def floating(value: Any) -> list[Tensor]:
     """All floating and complex tensors of an output, each once."""
-    found: dict[int, Tensor] = {}
+    return list({id(one): one for one in _tensors(value) if _is_floating(one)}.values())
 
-    def walk(part: Any) -> None:
-        if isinstance(part, Tensor):
-            if continuous(part) and part.layout is torch.strided and not part.is_nested and part.numel():
-                found[id(part)] = part
-        else:
-            for inner in part if type(part) in (tuple, list) else (contents(part) or {}).values():
-                walk(inner)
 
-    walk(value)
-    return list(found.values())
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    else:
+        for part in value if type(value) in (tuple, list) else (contents(value) or {}).values():
+            yield from _tensors(part)
+
+
+def _is_floating(tensor: Tensor) -> bool:
+    return continuous(tensor) and tensor.layout is torch.strided and not tensor.is_nested and tensor.numel() > 0

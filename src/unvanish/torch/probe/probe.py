@@ -13,7 +13,6 @@ change.  Nothing is kept alive after ``sites``.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from unvanish.torch.probe.activations import DERIVATIVES, UnitQueue, Units, one_hot_share, readable, softmax_axis
 from unvanish.torch.probe.buffers import QUEUE_BYTES, QUEUE_LENGTH
+from unvanish.torch.probe.collector import without_collector
 from unvanish.torch.probe.graph import Graph, Vertex, read_graph
 from unvanish.torch.probe.handmade import Handmade, become_sites, find_handmade
 from unvanish.torch.probe.naming import Namer, Names
@@ -196,25 +196,6 @@ class Probe:
         sites = describe(graph, names, seen)
         shown = (index for index, vertex in enumerate(graph.vertices) if not vertex.hidden)
         return sites, {order: units[index] for order, index in enumerate(shown) if index in units}
-
-
-@contextmanager
-def without_collector() -> Iterator[None]:
-    """Pause the cycle collector: it would look through the many small objects of a probe again and again.
-
-    They make no cycles.  So that it does not look through all of them right afterwards, they are put to the old ones
-    it seldom looks at, where it would put them: ``freeze`` and ``unfreeze`` do so at no cost.
-    """
-    running = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if running:
-            if gc.get_count()[0] > gc.get_threshold()[0] and not gc.get_freeze_count():
-                gc.freeze()
-                gc.unfreeze()
-            gc.enable()
 
 
 def _after_convolution(vertex: Vertex) -> bool:

@@ -111,13 +111,19 @@ def _cut_off(model: nn.Module, memo: dict[int, Any]) -> None:
 
     A weight made of a Parameter that nobody has stays one.
     """
-    own = {id(p) for p in model.parameters()}
+    own: set[int] = set()
     for module in model.modules():
-        kept = ((name, value) for name, value in vars(module).items() if name != "_modules")
+        kept = [(name, value) for name, value in vars(module).items() if name != "_modules" and _may_hold(value)]
         for tensor, _ in itertools.chain.from_iterable(itertools.starmap(tensors_at, kept)):
             if tensor.grad_fn is not None:
+                own = own or {id(p) for p in model.parameters()}
                 weight = not own.issuperset(map(id, made_of(tensor)))
                 memo[id(tensor)] = tensor.detach().clone().requires_grad_(weight)
+
+
+def _may_hold(value: Any) -> bool:
+    """Can there be tensors in it? Most of what a module keeps are numbers, and empty dictionaries of hooks."""
+    return bool(value) if isinstance(value, dict | list | tuple) else isinstance(value, torch.Tensor | nn.Module)
 
 
 def _copy_empty(model: nn.Module, memo: dict[int, Any]) -> None:

@@ -51,10 +51,11 @@ def follow(original: nn.Module, memo: _Memo) -> None:
     for module in original.modules():
         copied = memo.get(id(module))
         for name, value in vars(module).items() if copied is not None else ():
-            if isinstance(value, types.FunctionType):
+            if isinstance(value, dict):
+                if value and name.endswith("_hooks"):
+                    vars(copied)[name].update({key: portable(hook, memo) for key, hook in value.items()})
+            elif isinstance(value, types.FunctionType):
                 vars(copied)[name] = portable(value, memo)
-            elif name.endswith("_hooks") and isinstance(value, dict):
-                vars(copied)[name].update({key: portable(hook, memo) for key, hook in value.items()})
     for parameter in original.parameters():
         copied = memo.get(id(parameter))
         if isinstance(copied, torch.Tensor) and copied.requires_grad:
