@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,9 +11,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from unvanish.torch.reset.checks import check_optimizer, check_settings, trained_by, unwrapped
-from unvanish.torch.reset.choose import Choice, choose, forget_units
+from unvanish.torch.reset.choose import Choice, choose
 from unvanish.torch.reset.events import ResetEvent, ResetReport
 from unvanish.torch.reset.groups import UnitGroup, layer_name
+from unvanish.torch.reset.history import History
 from unvanish.torch.reset.layout import Layout, layout_of
 from unvanish.torch.reset.observe import UnitWatch
 from unvanish.torch.reset.operate import Patient, all_units, operate
@@ -89,9 +89,6 @@ class UnitReset:
             ``f(weight, generator)``, which fills a CPU tensor of the whole weight's shape.
         seed: of the random numbers, which come from a generator of their own, keyed by step and layer.
 
-    Attributes:
-        events: all resets so far, and units that were found but left alone, once each time these change.
-
     Raises:
         ValueError: a setting out of range, no model or optimizer, an optimizer of other parameters, sharded parameters.
 
@@ -130,13 +127,15 @@ class UnitReset:
         self._values_read = any(score.values_read for score in self._scores)
         self._every, self._maturity, self._max_share = every, maturity, max_share
         self._surgeon = Surgeon(dict(self._model.named_parameters()), optimizer, init, seed)
-        self._step = 0
+        self._history = History()
         self._layout: Layout | None = None
         self._watch: UnitWatch | None = None
         self._trained: frozenset[str] = frozenset()
-        self._memory: dict[str, dict[str, State]] = {}  # layer -> score -> what it remembers
-        self._born: dict[str, Tensor] = {}  # layer -> step at which each unit was made
-        self.events: list[ResetEvent] = []
+
+    @property
+    def events(self) -> list[ResetEvent]:
+        """All resets so far, and units that were found but left alone, once each time these change."""
+        return self._history.events
 
     def step(self, inputs: Any) -> tuple[ResetEvent, ...]:
         """Count one step of the optimizer; at each ``every``-th, check and reset.
@@ -150,9 +149,9 @@ class UnitReset:
         Returns:
             What is new in :attr:`events`: what was reset now, and what was found for the first time but left alone.
         """
-        self._step += 1
+        self._history.step += 1
         before = len(self.events)
-        if self._step % self._every == 0:
+        if self._history.step % self._every == 0:
             self.check(inputs)
         return tuple(self.events[before:])
 
@@ -169,7 +168,7 @@ class UnitReset:
         """
         statistics = self._measured(inputs)
         assert self._layout is not None
-        memory = copy.deepcopy(self._memory) if dry_run else self._memory
+        memory = copy.deepcopy(self._history.memory) if dry_run else self._history.memory
         chosen: Chosen = []
         for group in self._layout.groups:
             choices = self._choices(group, statistics[group.layer], memory.setdefault(group.layer, {}))
@@ -181,17 +180,10 @@ class UnitReset:
         if free and not dry_run:
             events = self._operate(inputs, free, statistics, events)
         if not dry_run:
-            self.events.extend(events + tuple(event for event in alone if not self._logged(event)))
+            self.events.extend(events + tuple(event for event in alone if not self._history.knows(event)))
         events = events + alone
         layers = tuple(group.layer for group in self._layout.groups if group.left_alone is None)
-        return ResetReport(self._step, events, layers, self._layout.not_resettable)
-
-    def _logged(self, event: ResetEvent) -> bool:
-        """Was the same found at the last check that left units of this layer alone?"""
-        before = [
-            e for e in self.events if e.left_alone is not None and (e.layer, e.score) == (event.layer, event.score)
-        ]
-        return bool(before) and before[-1].units == event.units
+        return ResetReport(self._history.step, events, layers, self._layout.not_resettable)
 
     def _measured(self, inputs: Any) -> dict[str, UnitStatistics]:
         """Statistics of all layers over all ranks; a model that is wired anew is looked at anew."""
@@ -215,24 +207,16 @@ class UnitReset:
             self._layout, self._trained = None, trained
             self._surgeon = replace(self._surgeon, parameters=parameters)
         for layer in map(layer_name, replaced):  # other units have that name now
-            self._born.pop(layer, None)
-            self._memory.pop(layer, None)
+            self._history.forget(layer)
 
     def _look(self, inputs: Any) -> None:
         self._layout = layout_of(self._model, inputs, self._trained)
         for group in self._layout.groups:
-            if len(self._born.get(group.layer, range(group.units))) != group.units:
-                raise ValueError(
-                    f"UnitReset remembers {len(self._born[group.layer])} units of {group.layer}, which has "
-                    f"{group.units}: the loaded state is of another model. Expected the state of one with the same "
-                    "layers. Make a new UnitReset: only ages and the event log are lost."
-                )
+            self._history.check(group.layer, group.units)
         self._watch = UnitWatch(self._layout, self._values_read)
 
     def _choices(self, group: UnitGroup, statistics: UnitStatistics, memory: dict[str, State]) -> list[Choice]:
-        device = statistics.samples.device
-        born = self._born.setdefault(group.layer, torch.zeros(group.units, dtype=torch.int64)).to(device)
-        mature = self._step - born >= self._maturity
+        mature = self._history.ages(group.layer, group.units).to(statistics.samples.device) >= self._maturity
         if self._values_read:
             statistics = replace(statistics, outgoing=self._outgoing(group))
         return choose(self._scores, statistics, memory, mature, self._max_share)
@@ -250,7 +234,7 @@ class UnitReset:
     def _events(self, chosen: Chosen) -> tuple[ResetEvent, ...]:
         return tuple(
             ResetEvent(
-                step=self._step,
+                step=self._history.step,
                 layer=group.layer,
                 units=tuple(choice.units.nonzero().flatten().tolist()),
                 score=choice.score.name,
@@ -274,23 +258,17 @@ class UnitReset:
             for group, choices in chosen
         )
         outcome = operate(
-            self._model, inputs, patients, self._surgeon, step=self._step, signature=self._layout.signature
+            self._model, inputs, patients, self._surgeon, step=self._history.step, signature=self._layout.signature
         )
         for patient in patients:
-            self._born[patient.group.layer][patient.units.cpu()] = self._step
-            forget_units(self._memory[patient.group.layer], patient.units)
+            self._history.renew(patient.group.layer, patient.units)
         return tuple(
             replace(e, output_change=outcome.output_change, compensated=outcome.compensated[e.layer]) for e in events
         )
 
     def state_dict(self) -> dict[str, Any]:
         """What has to be saved to go on as if there had been no break: steps, ages, what scores remember, events."""
-        return {
-            "step": self._step,
-            "born": {layer: born.clone() for layer, born in self._born.items()},
-            "memory": copy.deepcopy(self._memory),
-            "events": [asdict(event) for event in self.events],
-        }
+        return self._history.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state.
@@ -301,30 +279,4 @@ class UnitReset:
         Raises:
             ValueError: it lacks something, or belongs to other layers.
         """
-        known = state if isinstance(state, Mapping) else {}
-        missing = {"step", "born", "memory", "events"} - set(known)
-        strange = [layer for layer in known.get("born", ()) if not self._is_layer(layer)]
-        if missing or strange:
-            raise ValueError(
-                f"UnitReset cannot load this state: {f'it lacks {sorted(missing)}' if missing else ''}"
-                f"{f'the model has no layers {strange}' if strange else ''}. It must come from state_dict() of a "
-                "UnitReset of the same model. Start without it: only ages and the event log are lost."
-            )
-        self._step = int(state["step"])
-        self._born = {layer: born.clone().cpu() for layer, born in state["born"].items()}
-        self._memory = {
-            layer: {score: self._moved(layer, kept) for score, kept in scores.items()}
-            for layer, scores in state["memory"].items()
-        }
-        self.events = [
-            ResetEvent(**{**e, "units": tuple(e["units"]), "values": tuple(e["values"])}) for e in state["events"]
-        ]
-
-    def _is_layer(self, layer: str) -> bool:
-        return f"{layer}.weight" in self._surgeon.parameters or layer in self._surgeon.parameters
-
-    def _moved(self, layer: str, state: State) -> State:
-        """A copy of what a score remembers, where the layer is."""
-        parameters = self._surgeon.parameters
-        device = parameters.get(f"{layer}.weight", parameters.get(layer, torch.empty(0))).device
-        return {name: tensor.to(device, copy=True) for name, tensor in state.items()}
+        self._history = History.of(state, self._surgeon.parameters)
