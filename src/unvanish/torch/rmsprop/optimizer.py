@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import chain, zip_longest
 from operator import is_
 from typing import Any, Self, overload
@@ -18,6 +17,7 @@ from unvanish.torch.rmsprop.loading import check_form, check_shapes, complete, r
 from unvanish.torch.rmsprop.norm import clip_factor, global_norm
 from unvanish.torch.rmsprop.settings import PRESETS, Settings
 from unvanish.torch.rmsprop.slots import State
+from unvanish.torch.rmsprop.telling import Told, ignored, skipped_message
 
 Parameters = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 
@@ -205,7 +205,7 @@ class RMSprop(Optimizer):
             complete(group, self.defaults)
 
     def _forget(self) -> None:
-        self._told: set[str] = set()  # what was warned of
+        self._told = Told()
         self._known: list[Known] = []  # of each group at the last step
         self._states: list[State] = []  # all there were then
 
@@ -216,11 +216,12 @@ class RMSprop(Optimizer):
         norm = global_norm(clipped) if clipped else 0.0
         skipped = 0
         for s, gathered in groups:
-            self._tell_of_ignored(s, gathered)
+            for what, message in ignored(s, gathered):
+                self._told.once(what, message)
             factor = clip_factor(norm, s.clip)
             skipped += self._step_group(gathered, s, -factor if s.maximize else factor)
         if skipped:
-            self._tell("skipped", self._skipped_message(), depth=5)
+            self._told.once("skipped", skipped_message(self))
 
     def _gather(self, settings: list[Settings]) -> list[Gathered]:
         states = list(self.state.values())
@@ -239,38 +240,6 @@ class RMSprop(Optimizer):
         skipped = sum(fused.step(batch, s, float(lr), float(scale)) for batch in gathered.batches)
         skipped += sum(sparse.step(slot, s, lr, scale) for slot in gathered.rows)
         return skipped + eager.step(gathered.slots, s, lr, scale)
-
-    def _tell_of_ignored(self, s: Settings, gathered: Gathered) -> None:
-        if s.foreach and gathered.rows:
-            self._tell("rows", "RMSprop: foreach=True has no part in sparse gradients, which go one at a time.")
-        if not s.fused or not any(slot.p.device.type == "cpu" for slot in gathered.slots):
-            return
-        if fused.kernel() is None:
-            why, mend = "Numba is not installed or is disabled", "pip install 'unvanish[fast]', or leave out fused"
-        else:
-            why, mend = "its compiled step takes float32 and float64 in one piece of memory only", "leave out fused"
-        self._tell("fused", f"RMSprop: fused=True has no effect on some parameters: {why}. To mend it: {mend}.")
-
-    def _skipped_message(self) -> str:
-        name, count = next(self._skipped())
-        return (
-            f"RMSprop: {count} entries of the gradient of {name} are NaN or Inf. They had no part in the step: their "
-            "parameters and state are as before. Expected finite gradients. To find the cause, look at the loss and at "
-            "unvanish.diagnose(...); further ones are counted in optimizer.state[p]['skipped'] without a warning."
-        )
-
-    def _skipped(self) -> Iterator[tuple[str, int]]:
-        for i, group in enumerate(self.param_groups):
-            names = group.get("param_names", [f"parameter {k} of group {i}" for k in range(len(group["params"]))])
-            for name, p in zip(names, group["params"], strict=True):
-                if eager.SKIPPED in self.state.get(p, {}):
-                    yield name, int(self.state[p][eager.SKIPPED])
-
-    def _tell(self, what: str, message: str, *, depth: int = 6) -> None:
-        """Warn once, at the line that called ``step``, which is ``depth`` calls from here."""
-        if what not in self._told:
-            self._told.add(what)
-            warnings.warn(message, stacklevel=depth)
 
 
 def _wants_numba(s: Settings) -> bool:
