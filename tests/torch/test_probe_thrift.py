@@ -12,8 +12,8 @@ from oracle import site, watch
 from torch import nn
 
 from unvanish.torch.probe.buffers import QUEUE_BYTES
-from unvanish.torch.probe.frozen import maker
 from unvanish.torch.probe.collector import without_collector
+from unvanish.torch.probe.frozen import maker
 from unvanish.types import Moments, Site
 
 

@@ -20,13 +20,12 @@ from unvanish.torch.probe.buffers import QUEUE_BYTES, Buffers
 from unvanish.torch.probe.frozen import maker
 from unvanish.torch.probe.graph import Vertex
 from unvanish.torch.probe.moments import MomentQueue
+from unvanish.torch.probe.saved import readable
 
 SATURATING = {"tanh": 1.0, "sigmoid": 0.25, "hardtanh": 1.0, "hardsigmoid": 1 / 6, "relu6": 1.0, "softsign": 1.0}
 _RISING = {"tanh", "sigmoid", "relu", "relu6", "leaky_relu", "hardtanh", "hardsigmoid", "elu", "selu", "softplus"}
 FLAT_SHARE = 0.05
-_ALONE = 0.99  # of a softmax's row: p (1 - p) is 4 % of its best
 NO_SLOPE = 1e-6  # a derivative below this passes nothing in float32 training
-_REAL = frozenset({"float32", "float64", "float16", "bfloat16"})
 
 _aten: Any = torch.ops.aten  # resolved once: the look-up costs more than the call
 _tanh, _sigmoid = _aten.tanh_backward.grad_input, _aten.sigmoid_backward.grad_input
@@ -225,47 +224,3 @@ def _dead(peaks: Tensor) -> list[float]:
         return [0.0] * rows
     flat: list[int] = (peaks <= NO_SLOPE).flatten(1).count_nonzero(dim=1).tolist()
     return [one / count for one in flat]
-
-
-def one_hot_share(vertex: Vertex) -> float | None:
-    """Share of a softmax's rows that one entry has nearly to itself: they pass next to no gradient."""
-    axis = softmax_axis(vertex)
-    if axis is None or vertex.op != "softmax" or vertex.shape[axis] < 2 or 0 in vertex.shape or not readable(vertex):
-        return None
-    highest: Tensor = vertex.node._saved_result.detach().amax(dim=axis)
-    return float((highest > _ALONE).count_nonzero()) / highest.numel()
-
-
-def softmax_axis(vertex: Vertex) -> int | None:
-    """The axis along which the outputs of this softmax sum to 1."""
-    if vertex.kind != "softmax" or not vertex.shape or not hasattr(vertex.node, "_saved_dim"):
-        return None
-    axis = int(vertex.node._saved_dim)
-    axis = axis - (1 << 64) if axis >= 1 << 63 else axis  # autograd shows -1 as an unsigned number
-    return axis % len(vertex.shape)
-
-
-def readable(vertex: Vertex) -> bool:
-    """Can the saved tensors of this node be read twice?  Checkpointing and offloading hooks allow it once."""
-    if vertex.dtype not in _REAL:
-        return False
-    node = vertex.node
-    try:
-        for name in _saved_names(type(node)):
-            saved = getattr(node, name)
-            for part in saved if isinstance(saved, tuple | list) else (saved,):
-                if part is not None and part.unpack_hook is not None:
-                    return False
-    except RuntimeError:  # the graph was freed
-        return False
-    return True
-
-
-_SAVED: dict[type, tuple[str, ...]] = {}
-
-
-def _saved_names(kind: type) -> tuple[str, ...]:
-    known = _SAVED.get(kind)
-    if known is None:
-        known = _SAVED[kind] = tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
-    return known

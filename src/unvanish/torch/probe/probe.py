@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unvanish.torch.probe.activations import DERIVATIVES, UnitQueue, Units, one_hot_share, readable, softmax_axis
+from unvanish.torch.probe.activations import DERIVATIVES, UnitQueue, Units
 from unvanish.torch.probe.buffers import QUEUE_BYTES, QUEUE_LENGTH
 from unvanish.torch.probe.collector import without_collector
 from unvanish.torch.probe.graph import Graph, Vertex, read_graph
@@ -29,7 +29,9 @@ from unvanish.torch.probe.handmade import Handmade, become_sites, find_handmade
 from unvanish.torch.probe.naming import Namer, Names
 from unvanish.torch.probe.norms import Norms
 from unvanish.torch.probe.recurrent import TimeWatch
+from unvanish.torch.probe.saved import readable
 from unvanish.torch.probe.sites import Measured, describe, merge_units, normalized_count
+from unvanish.torch.probe.softmax import one_hot_share, softmax_axis
 from unvanish.torch.probe.watcher import Watcher
 from unvanish.types import Site
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unvanish.torch.probe.activations import readable
 from unvanish.torch.probe.graph import Vertex
 from unvanish.torch.probe.moments import MomentQueue
 from unvanish.torch.probe.naming import Names
 from unvanish.torch.probe.recurrent import TimeWatch
+from unvanish.torch.probe.saved import readable
 from unvanish.torch.probe.scopes import Scopes, tensors_in
 
 _saving_elsewhere = torch._C._autograd._top_saved_tensors_default_hooks

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unvanish.torch.probe.activations import readable
 from unvanish.torch.probe.graph import Graph, Vertex, read_graph
 from unvanish.torch.probe.naming import Namer, Names
+from unvanish.torch.probe.saved import readable
 from unvanish.torch.probe.scopes import Scopes
 from unvanish.types import NonFinite
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from unvanish.reading import LEARNS
-from unvanish.torch.probe.activations import readable
 from unvanish.torch.probe.graph import Graph
+from unvanish.torch.probe.saved import readable
 from unvanish.torch.rehearsal.copies import Working, preserved_randomness, working_copy
 from unvanish.torch.rehearsal.experiments import Attempt, experiments
 from unvanish.torch.rehearsal.hooks import drop

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unvanish.torch.probe.activations import readable
 from unvanish.torch.probe.graph import Vertex
+from unvanish.torch.probe.saved import readable
 
 _REDUCTIONS = ("mean", "sum", "div", "mul")
 

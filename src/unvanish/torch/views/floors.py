@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unvanish.torch.probe.activations import readable
 from unvanish.torch.probe.graph import Vertex
+from unvanish.torch.probe.saved import readable
 
 _CLASSES = ("cross_entropy", "nll")
 _SCALINGS = ("mul", "div", "neg", "to_copy")  # of a scalar; on anything larger they may be a mask

@@ -11,9 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from unvanish.torch.probe.activations import readable, softmax_axis
 from unvanish.torch.probe.graph import Graph, Vertex
 from unvanish.torch.probe.moments import moments
+from unvanish.torch.probe.saved import readable
+from unvanish.torch.probe.softmax import softmax_axis
 from unvanish.torch.views.divergences import divergence
 from unvanish.torch.views.floors import Reading, constant_loss, floor_by_value, floor_of, soft_floor
 from unvanish.torch.views.shapes import broadcast, reordered

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unvanish.torch.probe.activations import readable
 from unvanish.torch.probe.graph import Vertex
+from unvanish.torch.probe.saved import readable
 
 _BETWEEN = frozenset({"Mul", "Div", "Neg", "Sum", "Mean", "MaskedFill", "ToCopy"})
 

@@ -1,0 +1,31 @@
+"""What autograd nodes keep for the backward pass, and whether it can be looked at."""
+
+from __future__ import annotations
+
+from unvanish.torch.probe.graph import Vertex
+
+_REAL = frozenset({"float32", "float64", "float16", "bfloat16"})
+_SAVED: dict[type, tuple[str, ...]] = {}
+
+
+def readable(vertex: Vertex) -> bool:
+    """Can the saved tensors of this node be read twice?  Checkpointing and offloading hooks allow it once."""
+    if vertex.dtype not in _REAL:
+        return False
+    node = vertex.node
+    try:
+        for name in _saved_names(type(node)):
+            saved = getattr(node, name)
+            for part in saved if isinstance(saved, tuple | list) else (saved,):
+                if part is not None and part.unpack_hook is not None:
+                    return False
+    except RuntimeError:  # the graph was freed
+        return False
+    return True
+
+
+def _saved_names(kind: type) -> tuple[str, ...]:
+    known = _SAVED.get(kind)
+    if known is None:
+        known = _SAVED[kind] = tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
+    return known
