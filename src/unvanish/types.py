@@ -171,7 +171,8 @@ class LossView:
     ``reduction`` "mean", "sum", "none" or None; ``broadcast`` two shapes that silently broadcast to a larger
     one inside the loss; ``requires_grad`` = backward from it leads anywhere; ``parts`` = (kind, feeding op) of every
     term where there are several; ``normalized_axis`` = the axis over which a softmax that the loss reads sums to 1;
-    ``reordered`` = the shapes before and after a view that exchanges axes, where only a permute may.
+    ``reordered`` = the shapes before and after a view that exchanges axes, where only a permute may; ``term`` = the
+    kind of the only one of several terms whose constant prediction is known, None where there is no such one.
     """
 
     value: float
@@ -193,6 +194,7 @@ class LossView:
     parts: tuple[tuple[str, str], ...] = ()
     normalized_axis: int | None = None
     reordered: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    term: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +260,8 @@ class Experiment:
     ``lever`` is "none" (the user's own setting), "learning-rate", "learning-rate-in-training" (on changing batches),
     "eps" (the optimizer's), "inputs-standardized", "targets-standardized" or "float32" (all weights and data in full
     precision); ``factor`` what the lever was multiplied by.  ``floor`` is the constant predictor's loss on that batch.
+    "term" is the user's own setting too, with the losses of one term of several; so is "term-alone", where this term
+    alone is trained on.
     """
 
     lever: Literal[
@@ -268,6 +272,8 @@ class Experiment:
         "inputs-standardized",
         "targets-standardized",
         "float32",
+        "term",
+        "term-alone",
     ]
     factor: float
     losses: tuple[float, ...]

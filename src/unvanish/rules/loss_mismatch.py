@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from unvanish import reading
 from unvanish.rules import _flows
-from unvanish.types import Evidence, Finding, Flow, LossView, Moments, Site, Snapshot, Step
+from unvanish.types import Evidence, Experiment, Finding, Flow, LossView, Moments, Site, Snapshot, Step
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
 
@@ -29,7 +29,8 @@ class LossMismatch(AbstractRule):
     mixes classes with positions.  Targets outside the
     range of the last activation can never be met.  MSE on a saturated sigmoid has slope p(1-p) near zero.  So has
     log(1 - D(G(z))) where D is sure (Goodfellow et al. 2014, section 3).  A sum instead of a mean multiplies the
-    gradient, and so the step, by the number of elements.
+    gradient, and so the step, by the number of elements; a divergence that is summed beside an error that is averaged
+    leaves nothing of the error (a VAE that puts out the mean of all images).
 
     Cure: hand the loss what its documentation says (logits, log-probabilities, equal shapes), and let the last
     activation fit the targets.
@@ -42,6 +43,8 @@ class LossMismatch(AbstractRule):
     stands: float = 1e-5
     trains: float = 0.3
     idle: float = 0.06
+    unlearnt: float = 0.1
+    learnt: float = 0.4
     cause: ClassVar[Cause] = "loss-mismatch"
     title: ClassVar[str] = "the loss and what it is given do not fit"
     source: ClassVar[str] = (
@@ -64,6 +67,7 @@ class LossMismatch(AbstractRule):
         yield from self._range(flow)
         yield from self._flat_loss(flow)
         yield from self._summed(flow)
+        yield from self._outweighed(flow)
         yield from self._saturating(flow)
 
     def _twice(self, flow: Flow) -> Iterator[Finding]:
@@ -208,6 +212,23 @@ class LossMismatch(AbstractRule):
                 "use reduction='mean'",
             )  # fmt: skip
 
+    def _outweighed(self, flow: Flow) -> Iterator[Finding]:
+        """One of several terms is not learnt, and is where it stands alone."""
+        whole, alone = (
+            next((e for e in flow.experiments if e.lever == lever), None) for lever in ("term", "term-alone")
+        )
+        if whole is None or alone is None or (whole.progress or 0.0) >= self.unlearnt:
+            return
+        if (alone.progress or 0.0) >= self.learnt:
+            yield self._finding(
+                flow, 0.88, f"The {flow.loss.term} term of the loss is not learnt: after {len(whole.losses)} steps on one batch it "
+                "stands where the best constant answer has it. With the other terms left out, the same network takes "
+                f"{100 * (alone.progress or 0.0):.0f} % off that: they outweigh it, and the loss falls as the network learns to please "
+                "them. Expected: terms of like weight. Reduce all in the same way (a sum over elements beside a mean over "
+                "them is larger by their number), or give the others a smaller weight, growing from 0.",
+                "reduce all terms of the loss in the same way, or weigh the others down",
+            )  # fmt: skip
+
     def _saturating(self, flow: Flow) -> Iterator[Finding]:
         """A loss without a known bottom that reads a sigmoid which the other player has saturated, as log(1 - D(G(z)))."""
         if flow.loss.floor is not None or not flow.snapshots or (reading.trains(flow) or 0.0) >= self.idle:
@@ -258,6 +279,9 @@ class LossMismatch(AbstractRule):
         inside = replace(
             base.loss, kind="mse", feeding="sigmoid", target=Moments(64, 0.5, 0.4), target_range=(0.0, 1.0)
         )
+        several = replace(base.loss, kind="other", floor=None, term="mse")
+        for made in ((_learnt("term"),), (Experiment("term", 1.0, (1.0,) * 160, 1.0),) * 2):
+            flows.append(replace(base, loss=several, experiments=(*base.experiments, *made)))
         return (*flows, replace(base, loss=inside))
 
     @classmethod
@@ -288,7 +312,16 @@ class LossMismatch(AbstractRule):
         summed = _flows.lever(replace(base, loss=replace(loss, reduction="sum")), "learning-rate", 0.01)
         alone = Site("choose", "softmax", "softmax", 99, (32, 6, 1), normalized_count=1)
         constant = replace(base, sites=(*base.sites, alone))
-        return (*(replace(base, loss=one) for one in changed), player, summed, constant)
+        falling = _flows.plain()
+        outweighed = replace(
+            falling, loss=replace(loss, kind="other", floor=None, term="mse"),
+            experiments=(*falling.experiments, Experiment("term", 1.0, (1.0,) * 160, 1.0), _learnt("term-alone")),
+        )  # fmt: skip
+        return (*(replace(base, loss=one) for one in changed), player, summed, constant, outweighed)
+
+
+def _learnt(lever: Literal["term", "term-alone"]) -> Experiment:
+    return Experiment(lever, 1.0, tuple(math.exp(-step / 12) for step in range(40)), 1.0)
 
 
 def _normal(floor: float | None) -> str:

@@ -8,19 +8,21 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
-from torch.optim import Optimizer
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
 
 from unvanish import reading
+from unvanish.torch.probe.graph import read_graph
 from unvanish.torch.rehearsal.altered import features_last, movable, standardized, widened
 from unvanish.torch.rehearsal.copies import working_copy
 from unvanish.torch.rehearsal.objective import Objective, fresh
 from unvanish.torch.rehearsal.rehearse import take_step
 from unvanish.torch.views.parameters import is_low_precision
+from unvanish.torch.views.terms import find_term
 from unvanish.types import Experiment, Flow
 
 _FACTORS = (0.1, 0.01, 10.0, 100.0)
@@ -32,6 +34,8 @@ _PATIENCE = 3  # a loss that still falls gets up to four times the steps
 _STILL = 0.005  # fall per quarter, as a share of the first loss
 _NEAR = 2.0  # times the constant predictor's loss: above it, a loss may fall for ever and nothing be learnt
 _NOTHING = 0.02  # progress on changing batches below which a batch learnt by heart proves little
+_ROUNDS = 8  # of a term, each as long as another experiment
+_SOME = 0.1  # of a term's floor: so much is more than the noise of a forward pass with random numbers
 _ENOUGH = 0.5  # this much progress on one batch settles that the network can learn
 
 
@@ -82,6 +86,28 @@ class Attempt:
             made = replace(made, losses=(*made.losses, *itertools.islice(training, self.steps)))
         return made
 
+    def of_term(self, *, alone: bool) -> Experiment:
+        """Train on the whole loss, or on one of its terms ``alone``, and follow this term, in units of its floor.
+
+        Eight times as long, for a term that is small beside the others takes its time; less where it falls.
+        """
+        work = working_copy(self.model, self.optimizer, (self.objective.loss_fn, self.objective.objective))
+        assert work.optimizer is not None, "the optimizer is copied with the model"
+
+        def level(loss: Tensor) -> float:
+            term = find_term(read_graph(loss, set()))
+            if term is not None and alone:
+                term.alone()
+            return math.nan if term is None else term.level
+
+        training = _train(work.model, work.optimizer, Objective(*work.loss), self.batches[:1], level)
+        made = Experiment("term-alone" if alone else "term", 1.0, (), 1.0)
+        for _ in range(_ROUNDS):
+            made = replace(made, losses=(*made.losses, *itertools.islice(training, self.steps)))
+            if (made.progress or 0.0) >= (_ENOUGH if alone else 2 * _SOME):
+                break
+        return made
+
     def tried(self, lever: str, factor: float = 1.0) -> tuple[Experiment, ...]:
         """The run with a lever moved; none where the program refuses it (targets outside of what its loss takes)."""
         try:
@@ -104,12 +130,22 @@ def _scale(optimizer: Optimizer, setting: str, factor: float) -> None:
         group[setting] = group[setting] * factor if group.get(setting) is not None else None
 
 
-def _train(model: nn.Module, optimizer: Optimizer, objective: Objective, batches: Sequence[Any]) -> Iterator[float]:
+def _value(loss: Tensor) -> float:
+    return float(loss.detach())
+
+
+def _train(
+    model: nn.Module,
+    optimizer: Optimizer,
+    objective: Objective,
+    batches: Sequence[Any],
+    read: Callable[[Tensor], float] = _value,
+) -> Iterator[float]:
     """The losses of a training without end; it stops where the loss leaves the numbers or requires no gradient."""
     for batch in itertools.cycle(batches):
         optimizer.zero_grad()
         loss = objective.run(model, fresh(batch))
-        value = float(loss.detach())
+        value = read(loss)
         yield value
         if not math.isfinite(value) or not loss.requires_grad:
             break
@@ -147,7 +183,19 @@ def experiments(
         levers += [("eps", _USUAL_EPS / eps) for eps in _large_eps(flow)]
     if reached >= reading.LEARNS and len(batches) > 1 and _too_brisk(flow):
         levers += [("learning-rate-in-training", factor) for factor in _SLOWER]
-    return (base, *(made for lever, factor in levers for made in attempt.tried(lever, factor)))
+    return (
+        base,
+        *_of_terms(attempt, flow),
+        *(made for lever, factor in levers for made in attempt.tried(lever, factor)),
+    )
+
+
+def _of_terms(attempt: Attempt, flow: Flow) -> tuple[Experiment, ...]:
+    """Is the one term that says how good the answers are learnt; if not, is it without the others?"""
+    if flow.loss.term is None or isinstance(attempt.optimizer, LBFGS):  # which asks for the loss again by itself
+        return ()
+    whole = attempt.of_term(alone=False)
+    return (whole,) if (whole.progress or 0.0) >= _SOME else (whole, attempt.of_term(alone=True))
 
 
 def format_experiments(

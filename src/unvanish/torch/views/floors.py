@@ -103,9 +103,7 @@ def floor_of(reading: Reading, value: float, root: Vertex, target: Tensor) -> fl
     A factor or a reduction the user put on the loss is read from the ratio of ``value`` to the loss node's own
     mean.  None where other terms are added whose floor is unknown (label smoothing is such a term).
     """
-    if reading.kind not in _CLASSES and any(reading.option(name) is not None for name in ("weight", "pos_weight")):
-        return None
-    best = constant_loss(reading.kind, target, reading.ignored, reading.option("weight"))
+    best = _best(reading, target)
     top, decayed = _below_decay(root, reading.vertex)
     if best is None or not _only_scaled(top, reading.vertex) or not math.isfinite(value):
         return None
@@ -116,6 +114,20 @@ def floor_of(reading: Reading, value: float, root: Vertex, target: Tensor) -> fl
         return best * value / mean
     own = mean * _terms(reading) if reading.option("reduction") == 2 else mean
     return best * own / mean + value - own if top is reading.vertex else None
+
+
+def _best(reading: Reading, target: Tensor) -> float | None:
+    """Mean loss of the best constant prediction; None for weights whose effect on it is not known."""
+    if reading.kind not in _CLASSES and any(reading.option(name) is not None for name in ("weight", "pos_weight")):
+        return None
+    return constant_loss(reading.kind, target, reading.ignored, reading.option("weight"))
+
+
+def level_of(reading: Reading) -> float | None:
+    """What a loss node gives, in units of what the best constant prediction would; None where that is not known."""
+    best = None if reading.target is None else _best(reading, reading.target)
+    mean = None if best is None else _own_mean(reading)
+    return None if best is None or mean is None else mean / best
 
 
 def _below_decay(root: Vertex, vertex: Vertex) -> tuple[Vertex, bool]:

@@ -57,9 +57,9 @@ def _from_graph(view: LossView, graph: Graph, output: Tensor | None, target: Ten
     if not nodes:
         return _by_hand(replace(view, broadcast=wide), graph.root, output, target)
     if len(nodes) > 1:
-        parts = tuple((one.kind, one.reads.op if one.reads is not None else "") for one in map(_read, nodes))
+        parts = tuple((one.kind, one.reads.op if one.reads is not None else "") for one in map(read_loss, nodes))
         return replace(view, terms=len(nodes), broadcast=wide, parts=parts, **_fed(_feeding(graph.root)))
-    reading = _read(nodes[0])
+    reading = read_loss(nodes[0])
     seen = reading.target if reading.target is not None else target
     view = replace(view, kind=reading.kind, broadcast=wide, normalized_axis=reading.axis, **_fed(reading.reads))
     reduction = getattr(reading.vertex.node, "_saved_reduction", None)
@@ -104,7 +104,7 @@ def _after(vertex: Vertex, output: Tensor | None) -> bool:
     return output is not None and output.grad_fn is not None and vertex.number > output.grad_fn._sequence_nr()
 
 
-def _read(vertex: Vertex) -> Reading:
+def read_loss(vertex: Vertex) -> Reading:
     """Kind of a loss node and what it reads; LogSoftmax below a negative log likelihood is one cross-entropy."""
     kind, reads = vertex.op, _site_below(vertex)
     axis = _normalized_axis(reads)

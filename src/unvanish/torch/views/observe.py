@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from unvanish.torch.views.inputs import view_inputs
 from unvanish.torch.views.losses import view_loss
 from unvanish.torch.views.parameters import view_parameters
 from unvanish.torch.views.strangers import nobodys
+from unvanish.torch.views.terms import find_term
 from unvanish.torch.views.time_cuts import find_time_cuts
 from unvanish.types import Cut, InputView, LossView, Parameter, Site, TimeProfile
 
@@ -66,6 +67,8 @@ def before_backward(probe: Probe, loss: Tensor, inputs: Any, target: Tensor | No
     output = main_tensor(probe.scopes.output)
     graph = probe.attach(loss) if probe.connected(loss) else None
     view = view_loss(loss, graph, output, target)
+    term = find_term(graph)
+    view = view if term is None else replace(view, term=term.kind)
     cuts = find_cuts(probe.scopes, graph) + find_time_cuts(probe.scopes, graph)
     return Before(graph, view, cuts, view_inputs(inputs, graph))
 
