@@ -49,6 +49,12 @@ def test_a_healthy_network_gets_one_line_that_says_why():
     assert text == "unvanish: the network is healthy (gradient lost 0.3 decades of 2; loss 2.30 -> 0.41)"
 
 
+def test_print_writes_what_str_gives(capsys):
+    diagnosis = Diagnosis((), Flow((), (), LossView(1.0)), learns=True)
+    diagnosis.print()
+    assert capsys.readouterr().out == f"{diagnosis}\n"
+
+
 def test_where_learning_was_not_tried_nothing_is_called_healthy():
     text = render(Diagnosis((), flow(0.0, 0.1), notes=("learning was not tried",)))
     assert text == "unvanish: no fault found (learning was not tried)"

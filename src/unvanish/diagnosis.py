@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 from unvanish import serialize
@@ -26,6 +27,10 @@ class Diagnosis:
     def healthy(self) -> bool:
         """True when no rule found a fault."""
         return not self.findings
+
+    def print(self) -> None:
+        """Write the report to standard output."""
+        sys.stdout.write(f"{self}\n")
 
     def to_json(self) -> str:
         """Strictly standard JSON; infinities and NaN are written as strings."""

@@ -329,6 +329,7 @@ class Flow:
     ``stable_rank`` is that of a sketch of eight rows of the Jacobian from the first to the last activation (1 = all
     directions collapsed into one); measured only where ten or more weight layers stand in a row. ``others`` = networks
     between these weights and the loss that another optimizer trains on a loss of its own: a discriminator, a critic.
+    ``mixed`` = the first module at which samples that the loss takes for separate ones read one another.
     """
 
     sites: tuple[Site, ...]
@@ -347,6 +348,7 @@ class Flow:
     stable_rank: float | None = None
     origin: Literal["rehearsal", "run"] = "rehearsal"
     others: tuple[str, ...] = ()
+    mixed: str | None = None
     framework: str = "torch"
     schema: int = SCHEMA
 

@@ -34,14 +34,18 @@ def best_in_training(flow: Flow) -> Experiment | None:
     return max(tried, key=lambda e: e.progress or 0.0) if tried else None
 
 
-def relieves(flow: Flow, lever: str, *, below: float = math.inf) -> bool:
-    """Does moving this lever (by a factor under ``below``) more than halve a loss far above the constant predictor's?
+def relieves(flow: Flow, lever: str, *, above: float = 0.0, below: float = math.inf) -> float | None:
+    """The factor, in (above, below), by which moving this lever does best at a loss far above the constant predictor's.
+
+    None where none more than halves it.
 
     A loss that only comes back to the constant predictor's has removed nothing of it, yet the lever was right.
     """
     base = [_level(e) for e in flow.experiments if e.lever == "none"]
-    moved = [_level(e) for e in flow.experiments if e.lever == lever and e.factor < below]
-    return bool(base and moved) and base[0] > _FAR and min(moved) < 0.5 * base[0]
+    moved = [(_level(e), e.factor) for e in flow.experiments if e.lever == lever and above < e.factor < below]
+    if not base or not moved or base[0] <= _FAR or min(moved)[0] >= 0.5 * base[0]:
+        return None
+    return min(moved)[1]
 
 
 def _level(experiment: Experiment) -> float:

@@ -82,15 +82,17 @@ class Disconnected(AbstractRule):
             return None
         first = cuts[0]
         how = {"detach": "by .detach() or .data", "no_grad": "under torch.no_grad()"}.get(
-            first.op, "as .data, .numpy(), torch.tensor() or an integer makes it"
+            first.op, "as .data, .numpy(), torch.tensor(), a comparison or an integer makes it"
         )
+        places = tuple(dict.fromkeys(name for cut in cuts for name in _places(flow, (cut.where, *cut.behind))))
+        at, behind = _places(flow, (first.where,)), _places(flow, first.behind)
         return self._finding(
-            tuple(dict.fromkeys(name or "model" for cut in cuts for name in (cut.where, *cut.behind))),
+            places,
             0.97,
-            f"The graph ends after {first.where}: {first.detail}, {how}. The weights of {', '.join(first.behind)} "
+            f"The graph ends after {', '.join(at)}: {first.detail}, {how}. The weights of {', '.join(behind)} "
             "get no gradient at all although they are meant to train. Expected: a path of tensor ops from the loss to "
             "every trained weight. Remove the cut, or freeze those weights on purpose (requires_grad_(False)).",
-            f"remove the cut after {first.where or 'model'}",
+            f"remove the cut after {at[0]}",
         )
 
     def _nothing_reached(self, flow: Flow) -> Finding | None:
@@ -327,6 +329,14 @@ def _cancelling_bias() -> Flow:
 def _cuts(flow: Flow, *, within: bool) -> list[Cut]:
     """Cuts within the graph of the loss, or those between a gradient and any optimizer."""
     return [cut for cut in flow.cuts if (cut.op != _OPTIMIZER) == within]
+
+
+def _places(flow: Flow, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Modules by name; of the network itself, which has none, the parameters behind the cut."""
+    own = tuple(p.name for p in flow.parameters if "." not in p.name and p.requires_grad and not p.reached) or (
+        "model",
+    )
+    return tuple(place for name in names for place in ((name,) if name else own))
 
 
 def _own_function(log_grad_in: float) -> Site:

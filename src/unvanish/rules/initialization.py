@@ -37,7 +37,7 @@ class Initialization(AbstractRule):
     nothing_left: float = math.log(1e4)
     fall: float = reading.FALL
     loud: float = 10.0
-    far: float = 10.0
+    far: float = 5.0
     learnt: float = 0.1
     cause: ClassVar[Cause] = "initialization"
     title: ClassVar[str] = "weights below critical for their activation"

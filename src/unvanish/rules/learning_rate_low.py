@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from unvanish import reading
 from unvanish.rules import _flows, _words
-from unvanish.types import Evidence, Finding, Flow, OptimizerView, Step
+from unvanish.types import Evidence, Experiment, Finding, Flow, OptimizerView, Step
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
 
@@ -70,11 +70,15 @@ class LearningRateLow(AbstractRule):
             what = f"The optimizer's eps of {flow.optimizer.eps:.3g}, and not the gradient's size, divides the steps"
             return self._finding(flow, 0.92, what, "set eps back to 1e-8")
         helped = reading.best_lever(flow, "learning-rate", above=1.0)
-        if helped is None or ratio is None or ratio > self.update or reading.decline(flow) > self.moves:
+        factor = reading.relieves(flow, "learning-rate", above=1.0) if helped is None else helped.factor
+        if factor is None or ratio is None or ratio > self.update or reading.decline(flow) > self.moves:
             return None
-        rate = max(rates) * helped.factor
+        rate = max(rates) * factor
+        proof = (
+            "learns" if helped is not None else "more than halves its loss, which stands far above a constant answer's"
+        )
         return self._finding(
-            flow, 0.88, f"The learning rate {max(rates):.3g} is too low; with {rate:.2g} the same network learns",
+            flow, 0.88, f"The learning rate {max(rates):.3g} is too low; with {rate:.2g} the same network {proof}",
             self._cure(flow, rate),
         )  # fmt: skip
 
@@ -194,7 +198,11 @@ class LearningRateLow(AbstractRule):
         moving = tuple(replace(step, update_ratio=1e-5, largest_update_ratio=1e-4) for step in clipped)
         emptied = tuple(replace(step, clip=0.0, log_grad=-math.inf, largest_update_ratio=0.0) for step in still.steps)
         faded = tuple(replace(s, clip=1.0, largest_update_ratio=10.0 ** -(2 + s.index)) for s in still.steps)
+        far = tuple(2.5 * _flows.FLOOR - 0.01 * i for i in range(30))
+        nearer = tuple(_flows.FLOOR * (1 + math.exp(-i / 5)) for i in range(30))
+        levels = [Experiment("none", 1.0, far, _flows.FLOOR), Experiment("learning-rate", 100.0, nearer, _flows.FLOOR)]
         return (
+            replace(slow, experiments=tuple(levels)),
             _flows.lever(slow, "learning-rate", 1000.0),
             replace(slow, optimizer=OptimizerView("Adam", (0.0,))),
             replace(slow, steps=clipped),

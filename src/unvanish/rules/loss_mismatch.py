@@ -26,7 +26,7 @@ class LossMismatch(AbstractRule):
     The same holds for a sigmoid before BCEWithLogits.  NLLLoss and KLDivLoss take log-probabilities, over the classes
     and not over the batch; binary cross-entropy takes targets in [0, 1].  Predictions of shape (n, 1) against targets of
     shape (n,) broadcast to (n, n): every prediction is pulled to the mean of all targets.  A view where a permute is meant
-    mixes classes with positions.  Targets outside the
+    mixes classes with positions, or samples with one another; so does a recurrent layer that takes the batch for time.  Targets outside the
     range of the last activation can never be met.  MSE on a saturated sigmoid has slope p(1-p) near zero.  So has
     log(1 - D(G(z))) where D is sure (Goodfellow et al. 2014, section 3).  A sum instead of a mean multiplies the
     gradient, and so the step, by the number of elements; a divergence that is summed beside an error that is averaged
@@ -62,6 +62,7 @@ class LossMismatch(AbstractRule):
     def _mismatches(self, flow: Flow) -> Iterator[Finding]:
         yield from self._twice(flow)
         yield from self._shapes(flow)
+        yield from self._mixed(flow)
         yield from self._constant_output(flow)
         yield from self._signs(flow)
         yield from self._range(flow)
@@ -127,6 +128,17 @@ class LossMismatch(AbstractRule):
                 "moves no numbers: scores of different classes and positions are mixed up. Expected: exchanged axes. Use "
                 "permute, transpose or movedim.",
                 "exchange axes with permute or transpose, not with view or reshape",
+            )  # fmt: skip
+
+    def _mixed(self, flow: Flow) -> Iterator[Finding]:
+        """Rows that the loss takes for separate samples read one another."""
+        if flow.mixed is not None:
+            yield self._finding(
+                flow, 0.9, f"The samples of a batch read one another: with another input in one row, other rows of the output "
+                f"change, from {flow.mixed} on. To the loss each row is a sample of its own. Expected: rows that depend on "
+                "their own input alone. Look there for batch_first=False (the default of nn.LSTM, nn.GRU and attention) on "
+                "(batch, time, features), and for a view or reshape that joins the batch with another axis.",
+                "set batch_first=True, or exchange axes with transpose or permute, not with view or reshape", flow.mixed,
             )  # fmt: skip
 
     def _constant_output(self, flow: Flow) -> Iterator[Finding]:
@@ -317,7 +329,8 @@ class LossMismatch(AbstractRule):
             falling, loss=replace(loss, kind="other", floor=None, term="mse"),
             experiments=(*falling.experiments, Experiment("term", 1.0, (1.0,) * 160, 1.0), _learnt("term-alone")),
         )  # fmt: skip
-        return (*(replace(base, loss=one) for one in changed), player, summed, constant, outweighed)
+        mixed = replace(_flows.plain(), mixed="lstm")
+        return (*(replace(base, loss=one) for one in changed), player, summed, constant, outweighed, mixed)
 
 
 def _learnt(lever: Literal["term", "term-alone"]) -> Experiment:

@@ -23,7 +23,7 @@ class Normalization(AbstractRule):
 
     Over a single element the normalised value is always zero: the layer puts out its bias and passes no gradient
     (LayerNorm or InstanceNorm of size 1, GroupNorm with one value per group).  Over two, only a sign is left
-    (BatchNorm with batch size 2).  An average right after InstanceNorm or LayerNorm is the same for every sample.
+    (BatchNorm with batch size 2, LayerNorm over two features).  An average right after InstanceNorm or LayerNorm is the same for every sample.
     Residual blocks without any normalisation add up: the stream doubles with every block and the gradient with it.  And
     BatchNorm in a plain stack without skips makes gradients grow by sqrt(pi / (pi - 1)) = 1.21 per ReLU layer, 1e8 over
     100 layers.
@@ -58,6 +58,7 @@ class Normalization(AbstractRule):
         single = [s for s in counted if s.normalized_count == 1]
         limit = self.too_few if reading.learns(flow) else self.few
         small = single or [s for s in counted if s.op == "batch_norm" and (s.normalized_count or 99) <= limit]
+        small = small or [s for s in counted if s.normalized_count == self.too_few and not reading.learns(flow)]
         if not small or ((reading.trains(flow) or 0) > 0.3 and not single):
             return None
         count = small[0].normalized_count or 0
@@ -159,6 +160,7 @@ class Normalization(AbstractRule):
         return (
             base,
             replace(base, sites=(norm, *base.sites)),
+            replace(base, sites=(replace(norm, op="layer_norm", normalized_count=2), *base.sites)),
             _residual_net(growth=1.1, stuck=False),
             _pooled_net(separation=0.4),
             _pooled_by_hand(separation=0.4),
@@ -171,6 +173,7 @@ class Normalization(AbstractRule):
         return (
             replace(base, sites=(one, *base.sites)),
             replace(base, sites=(replace(one, op="batch_norm", normalized_count=2), *base.sites)),
+            replace(base, sites=(replace(one, normalized_count=2), *base.sites)),
             _residual_net(growth=4.0, stuck=True),
             _pooled_net(separation=3e-7),
             _pooled_by_hand(separation=3e-7),

@@ -15,6 +15,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from unvanish import reading
+from unvanish.torch.probe.naming import names_of
 from unvanish.torch.probe.probe import merge_units
 from unvanish.torch.rehearsal.copies import (
     grads_aside,
@@ -28,6 +29,7 @@ from unvanish.torch.rehearsal.moved import Moved, copy_of
 from unvanish.torch.rehearsal.objective import Objective, check_program, fresh
 from unvanish.torch.rehearsal.rehearse import find_birth, rehearse
 from unvanish.torch.views.cuts import confirmed, suspects
+from unvanish.torch.views.mixing import mixed_at
 from unvanish.torch.views.observe import Observation, observe
 from unvanish.torch.views.parameters import view_newborn
 from unvanish.torch.views.rank import stable_rank
@@ -86,6 +88,8 @@ def flow_of(
             flow = replace(flow, stable_rank=stable_rank(work.model, trained, fresh(held[0])))
         if not first.loss.requires_grad:
             return flow
+        work, trained = copy_of(model, optimizer, goal)
+        flow = replace(flow, mixed=mixed_at(work.model, trained, fresh(held[0]), names_of(work.model).modules))
         return _train(flow, model, optimizer, goal, held, steps)
 
 

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from unvanish.reading import LEARNS
 from unvanish.torch.probe.graph import Graph
+from unvanish.torch.probe.naming import names_of
 from unvanish.torch.probe.saved import readable
 from unvanish.torch.rehearsal.copies import Working, preserved_randomness, working_copy
 from unvanish.torch.rehearsal.experiments import Attempt, experiments
@@ -24,6 +25,7 @@ from unvanish.torch.rehearsal.hooks import drop
 from unvanish.torch.rehearsal.objective import Objective, main_tensor
 from unvanish.torch.run.quiet import unheard
 from unvanish.torch.views.floors import constant_loss
+from unvanish.torch.views.mixing import mixed_at
 from unvanish.types import Experiment, Flow, LossView
 
 _LARGEST = 50_000_000  # parameters of a model that is still copied
@@ -106,7 +108,7 @@ def tried(trial: Trial, flow: Flow, rates: tuple[float, ...] = (), steps: int = 
         steps: of each experiment.
     """
     batch, (model, optimizer, _) = trial.batch, trial.work
-    objective = Objective(_rebuilt(batch.loss.kind, batch.loss.reduction) if batch.target is not None else None, None)
+    objective = _objective(batch)
     data = batch.inputs if batch.target is None else (batch.inputs, batch.target)
     assert optimizer is not None, "copied with the model"
     full = _set_rates(optimizer, rates)
@@ -118,6 +120,19 @@ def tried(trial: Trial, flow: Flow, rates: tuple[float, ...] = (), steps: int = 
             *made,
             *Attempt(model, optimizer, objective, [data], steps, batch.loss.floor).tried("learning-rate", full),
         )
+
+
+def mixed(trial: Trial) -> str | None:
+    """The first module, if any, at which the samples of the first batch read one another."""
+    batch, model = trial.batch, working_copy(trial.work.model, None, ()).model
+    if batch.target is None:
+        return None
+    with preserved_randomness(), torch.enable_grad(), unheard():
+        return mixed_at(model, _objective(batch), (batch.inputs, batch.target), names_of(model).modules)
+
+
+def _objective(batch: Batch) -> Objective:
+    return Objective(_rebuilt(batch.loss.kind, batch.loss.reduction) if batch.target is not None else None, None)
 
 
 def _set_rates(optimizer: Optimizer, rates: tuple[float, ...]) -> float:

@@ -66,7 +66,7 @@ def suspects(cuts: tuple[Cut, ...], parameters: Iterable[Parameter]) -> tuple[Cu
     hidden = tuple(name for name in modules if name not in known)
     if not hidden:
         return cuts
-    return (*cuts, Cut(hidden[-1], "detach", hidden, "what it puts out reaches the loss without its history"))
+    return (*cuts, Cut(hidden[-1], "cut", hidden, "what it puts out reaches the loss without its history"))
 
 
 def confirmed(cuts: tuple[Cut, ...], loss_of: Callable[[Cut | None], float]) -> tuple[Cut, ...]:

@@ -1,0 +1,161 @@
+"""Samples that read one another: found where they do, by the definition (a Jacobian), and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unvanish.torch.probe.naming import names_of
+from unvanish.torch.rehearsal.objective import Objective
+from unvanish.torch.views.mixing import mixed_at
+
+ROWS, TIME, WIDTH = 6, 5, 4
+
+
+class Last(nn.Module):
+    """A recurrent layer, of which the last state along an axis is classified."""
+
+    def __init__(self, kind: type[nn.RNNBase], *, batch_first: bool, time: int = 1, **settings: Any) -> None:
+        super().__init__()
+        self.layer = kind(WIDTH, 8, batch_first=batch_first, **settings)
+        self.head = nn.Linear(16 if settings.get("bidirectional") else 8, 3)
+        self.time = time
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x)[0].select(self.time, -1))
+
+
+class States(nn.Module):
+    """The last states of both directions, side by side or reshaped."""
+
+    def __init__(self, reshaped: bool) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, WIDTH)
+        self.layer = nn.GRU(WIDTH, 8, batch_first=True, bidirectional=True)
+        self.out = nn.Linear(16, 3)
+        self.reshaped = reshaped
+
+    def forward(self, x: Tensor) -> Tensor:
+        states = self.layer(self.embed(x))[1]
+        return self.out(states.reshape(len(x), -1) if self.reshaped else torch.cat(list(states), 1))
+
+
+class Attending(nn.Module):
+    """A Transformer's layer, and the mean over time."""
+
+    def __init__(self, batch_first: bool, norm: nn.Module | None = None) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(WIDTH, 2, 8, dropout=0.3, batch_first=batch_first)
+        self.norm = nn.Identity() if norm is None else norm
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.layer(x).mean(1)))
+
+
+class TimeFirst(nn.Module):
+    """The batch is turned before a layer that wants time first, and its last state is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.LSTM(WIDTH, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x.transpose(0, 1))[0][-1])
+
+
+def real() -> Tensor:
+    return torch.randn(ROWS, TIME, WIDTH)
+
+
+def tokens() -> Tensor:
+    return torch.randint(20, (ROWS, TIME))
+
+
+def found(model: nn.Module, x: Any, rows: int = ROWS) -> str | None:
+    batch = x, torch.arange(rows) % 3
+    return mixed_at(model, Objective(F.cross_entropy, None), batch, names_of(model).modules)
+
+
+def reads_others(model: nn.Module, x: Tensor) -> bool:
+    """By autograd: has the output of a sample a derivative by the input of another?"""
+    model.eval()
+    x = x.clone().requires_grad_()
+    rows = [torch.autograd.grad(row.square().sum(), x, retain_graph=True)[0] for row in model(x)]
+    return any(bool(g[k].any()) for i, g in enumerate(rows) for k in range(len(x)) if k != i)
+
+
+MIXED = {
+    "lstm": (lambda: Last(nn.LSTM, batch_first=False), "layer"),
+    "gru": (lambda: Last(nn.GRU, batch_first=False, num_layers=2), "layer"),
+    "bidirectional": (lambda: Last(nn.RNN, batch_first=False, bidirectional=True), "layer"),
+    "attention": (lambda: Attending(False), "layer.self_attn"),
+}
+APART = {
+    "lstm": lambda: Last(nn.LSTM, batch_first=True),
+    "bidirectional": lambda: Last(nn.GRU, batch_first=True, bidirectional=True),
+    "attention": lambda: Attending(True),
+    "turned": TimeFirst,
+    "batch norm": lambda: Attending(True, nn.BatchNorm1d(WIDTH)),
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", MIXED)
+def test_a_layer_that_takes_the_batch_for_time_is_named(name: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    make, where = MIXED[name]
+    model, x = make(), real()
+    assert reads_others(model, x)
+    name_found = found(model, x)
+    assert name_found is not None
+    assert name_found.startswith(where)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", APART)
+def test_samples_that_are_apart_are_left_alone(name: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    model, x = APART[name](), real()
+    assert not reads_others(model, x)
+    assert found(model, x) is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_states_that_are_reshaped_go_to_other_samples(seed: int) -> None:
+    torch.manual_seed(seed)
+    assert found(States(reshaped=True), tokens()) == "out"
+    assert found(States(reshaped=False), tokens()) is None
+
+
+def test_time_first_data_and_targets_of_every_step_are_no_samples() -> None:
+    model = nn.LSTM(WIDTH, 3)
+    steps = (torch.randn(TIME, ROWS, WIDTH), torch.zeros(TIME, ROWS, 3))
+    goal = Objective(lambda output, target: F.mse_loss(output[0], target), None)
+    assert mixed_at(model, goal, steps, names_of(model).modules) is None
+    assert found(Last(nn.LSTM, batch_first=False, time=0), torch.randn(TIME, ROWS, WIDTH)) is None
+    assert found(Last(nn.LSTM, batch_first=False, time=0), torch.randn(ROWS, ROWS, WIDTH)) is None  # which is which?
+
+
+def test_normalisation_over_the_batch_mixes_on_purpose() -> None:
+    model = Attending(True, nn.BatchNorm1d(WIDTH, track_running_stats=False))
+    assert reads_others(model, real())
+    assert found(model, real()) is None
+
+
+def test_equal_samples_tell_nothing() -> None:
+    assert found(Last(nn.LSTM, batch_first=False), torch.ones(ROWS, TIME, WIDTH)) is None
+
+
+def test_a_program_that_refuses_the_changed_batch_is_not_judged() -> None:
+    class Strict(Last):
+        def forward(self, x: Tensor) -> Tensor:
+            if bool((x[0] == x[-1]).all()):
+                raise RuntimeError("twice the same sample")
+            return super().forward(x)
+
+    assert found(Strict(nn.LSTM, batch_first=False), real()) is None
