@@ -172,7 +172,9 @@ class LossView:
     one inside the loss; ``requires_grad`` = backward from it leads anywhere; ``parts`` = (kind, feeding op) of every
     term where there are several; ``normalized_axis`` = the axis over which a softmax that the loss reads sums to 1;
     ``reordered`` = the shapes before and after a view that exchanges axes, where only a permute may; ``term`` = the
-    kind of the only one of several terms whose constant prediction is known, None where there is no such one.
+    kind of the only one of several terms whose constant prediction is known, None where there is no such one;
+    ``term_level`` = what it gives, in units of what that prediction would; ``term_share`` = what it gives beside all
+    terms (without a factor that the user put on it; None where it is reduced by hand).
     """
 
     value: float
@@ -195,6 +197,8 @@ class LossView:
     normalized_axis: int | None = None
     reordered: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     term: str | None = None
+    term_level: float | None = None
+    term_share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +233,7 @@ class Step:
     ``clip`` = ||gradient at the step|| / ||gradient after backward|| (1 = not clipped); ``update_ratio`` the
     median over parameters of ||update||/||weight||; ``scale`` the loss scale of a GradScaler; ``kept`` the share of
     the gradient that stems from before the previous step (0 where ``zero_grad()`` was called; None: not looked at);
-    ``rate`` the largest learning rate of its groups.
+    ``rate`` the largest learning rate of its groups; ``term`` that step's ``LossView.term_level``.
     """
 
     index: int
@@ -242,6 +246,7 @@ class Step:
     skipped: bool = False
     kept: float | None = None
     rate: float | None = None
+    term: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,11 +72,24 @@ def test_a_terms_level_and_its_gradient_alone(
     seen = found(loss)
     assert seen is not None
     close(seen.level, float(term.detach()) / best, 1e-5)
+    close(seen.value, float(term.detach()), 1e-5)
     seen.alone()
     loss.backward()
     for parameter, gradient in zip(model.parameters(), wanted, strict=True):
         assert parameter.grad is not None
         assert torch.allclose(parameter.grad, gradient, rtol=1e-5, atol=1e-9)
+
+
+def test_a_terms_own_value_counts_its_reduction_but_not_the_users() -> None:
+    model, x, y = net(), torch.randn(12, 5), torch.arange(12) % 3
+    penalty = code_penalty(model, x, y)
+    summed = F.cross_entropy(model(x), y, reduction="sum")
+    first, second = found(summed + penalty), found(F.cross_entropy(model(x), y, reduction="none").sum() + penalty)
+    assert first is not None
+    assert second is not None
+    close(first.value, float(summed.detach()), 1e-4)
+    assert second.value is None
+    close(second.level, first.level, 1e-6)
 
 
 def test_a_term_by_itself_is_the_whole_loss() -> None:

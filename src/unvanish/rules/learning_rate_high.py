@@ -41,6 +41,7 @@ class LearningRateHigh(AbstractRule):
     alive: float = 0.5
     dead: float = 0.85
     looks: int = 3  # at gradients that were never taken away; one or two may be an accumulation over batches
+    many: int = 6  # such looks: no accumulation lasts as long
     cause: ClassVar[Cause] = "learning-rate-high"
     title: ClassVar[str] = "steps so large that they destroy what was learnt"
     source: ClassVar[str] = "LeCun et al. 1998, Efficient BackProp, section 4.7; Goodfellow et al. 2016, section 11.4.1"
@@ -85,16 +86,21 @@ class LearningRateHigh(AbstractRule):
         return self._finding(flow, None, 0.7, "the loss runs away") if wild and not flow.experiments else None
 
     def _piles_up(self, flow: Flow) -> bool:
-        """Was the gradient of the steps before still there at every step looked at, in a training that goes badly?"""
+        """Was the gradient of the steps before still there at every step looked at, in a training that could go better?"""
         kept = [step.kept for step in flow.steps if step.kept is not None]
-        if sum(0 < share < math.inf for share in kept) < self.looks or not all(kept):
+        seen, gone = sum(0 < share < math.inf for share in kept), reading.trains(flow) or 0.0
+        if seen < self.looks or not all(kept):
             return False
-        return flow.nonfinite is not None or (reading.trains(flow) or 0.0) < reading.LEARNS
+        return flow.nonfinite is not None or not self._gets_by(flow) or (seen >= self.many and gone < self.good)
+
+    @staticmethod
+    def _gets_by(flow: Flow) -> bool:
+        return (reading.trains(flow) or 0.0) >= reading.LEARNS
 
     def _never_zeroed(self, flow: Flow) -> Finding:
         shares = [step.kept for step in flow.steps if step.kept is not None and 0 < step.kept < math.inf]
         return self._told(
-            confidence=0.93,
+            confidence=0.93 if flow.nonfinite is not None or not self._gets_by(flow) else 0.75,
             evidence=(
                 Evidence("gradient that stems from earlier steps", 100 * statistics.median(shares), "%", "0 %"),
                 Evidence("largest update / weight in one step", reading.largest_first_update(flow), "", "1e-4 to 1e-2"),
@@ -196,6 +202,8 @@ class LearningRateHigh(AbstractRule):
             _flows.plain(stuck=True),
             _flows.lever(_flows.plain(stuck=True), "learning-rate", 100.0),
             replace(_flows.plain(), steps=cls._kept(stuck=False, shares=(0.9, 0.9, 0.9))),  # it learns all the same
+            replace(_flows.plain(), steps=cls._kept(stuck=False, shares=(0.9,) * 8) + _flows.plain().steps[-1:] * 10),
+            replace(_flows.plain(), steps=cls._kept(stuck=False, shares=(0.9,) * 3)[:20]),  # is it an accumulation?
             replace(_flows.plain(stuck=True), steps=cls._kept(stuck=True, shares=(0.9, 0.0, 0.9, 0.9))),  # accumulated
             replace(_flows.plain(), steps=cls._scheduled(0.3)),
             replace(_flows.plain(), origin="run", steps=cls._thrown(0.1)),
@@ -221,6 +229,7 @@ class LearningRateHigh(AbstractRule):
             replace(seen, steps=(replace(leap, largest_update_ratio=9.0), *still), snapshots=(flat,)),
             _flows.lever(idle, "learning-rate-in-training", 0.1),
             replace(_flows.plain(), steps=cls._kept(stuck=True, shares=(0.5, 0.7, 0.9))),
+            replace(_flows.plain(), steps=cls._kept(stuck=False, shares=(0.9,) * 8)[:20]),
             replace(fired, steps=cls._scheduled(2.3)),
             cls._shrunk(decay=1.0),
         )

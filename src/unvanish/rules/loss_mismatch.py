@@ -45,6 +45,10 @@ class LossMismatch(AbstractRule):
     idle: float = 0.06
     unlearnt: float = 0.1
     learnt: float = 0.4
+    late: int = 100  # steps after which a term that is learnt at all shows it
+    twice: int = 2
+    small: float = 0.2
+    fell: float = 0.5
     cause: ClassVar[Cause] = "loss-mismatch"
     title: ClassVar[str] = "the loss and what it is given do not fit"
     source: ClassVar[str] = (
@@ -225,21 +229,45 @@ class LossMismatch(AbstractRule):
             )  # fmt: skip
 
     def _outweighed(self, flow: Flow) -> Iterator[Finding]:
-        """One of several terms is not learnt, and is where it stands alone."""
+        """One of several terms is not learnt, and is where it stands alone; or it is not, while the whole falls."""
+        proof = self._learnt_alone(flow) or self._falls_without(flow)
+        if proof is not None:
+            confidence, seen = proof
+            yield self._finding(
+                flow, confidence, f"The {flow.loss.term} term of the loss is not learnt: {seen}. The other terms outweigh it, and the "
+                "loss falls as the network learns to please them. Expected: terms of like weight. Reduce all in the same way "
+                "(a sum over elements beside a mean over them is larger by their number), or give the others a smaller "
+                "weight, growing from 0.",
+                "reduce all terms of the loss in the same way, or weigh the others down",
+            )  # fmt: skip
+
+    def _learnt_alone(self, flow: Flow) -> tuple[float, str] | None:
         whole, alone = (
             next((e for e in flow.experiments if e.lever == lever), None) for lever in ("term", "term-alone")
         )
         if whole is None or alone is None or (whole.progress or 0.0) >= self.unlearnt:
-            return
-        if (alone.progress or 0.0) >= self.learnt:
-            yield self._finding(
-                flow, 0.88, f"The {flow.loss.term} term of the loss is not learnt: after {len(whole.losses)} steps on one batch it "
-                "stands where the best constant answer has it. With the other terms left out, the same network takes "
-                f"{100 * (alone.progress or 0.0):.0f} % off that: they outweigh it, and the loss falls as the network learns to please "
-                "them. Expected: terms of like weight. Reduce all in the same way (a sum over elements beside a mean over "
-                "them is larger by their number), or give the others a smaller weight, growing from 0.",
-                "reduce all terms of the loss in the same way, or weigh the others down",
-            )  # fmt: skip
+            return None
+        if (alone.progress or 0.0) < self.learnt:
+            return None
+        return 0.88, (
+            f"after {len(whole.losses)} steps on one batch it stands where the best constant answer has it, and with the other "
+            f"terms left out the same network takes {100 * (alone.progress or 0.0):.0f} % off that"
+        )
+
+    def _falls_without(self, flow: Flow) -> tuple[float, str] | None:
+        """Of the user's own training, where nothing could be left out."""
+        late = [step for step in flow.steps if step.term is not None and step.index >= self.late]
+        learnt = any((step.term or 0.0) < 1 for step in late)
+        small = (
+            flow.loss.term_share is not None and flow.loss.term_share < self.small
+        )  # so it is others that have fallen
+        fell = small and (reading.trains(flow) or 0.0) >= self.fell
+        if flow.experiments or len(late) < self.twice or learnt or not fell:
+            return None
+        return 0.7, (
+            f"at step {late[-1].index} it is {late[-1].term:.3g} times what the best constant answer gives, although the loss has "
+            f"fallen by {100 * (reading.trains(flow) or 0.0):.0f} %"
+        )
 
     def _saturating(self, flow: Flow) -> Iterator[Finding]:
         """A loss without a known bottom that reads a sigmoid which the other player has saturated, as log(1 - D(G(z)))."""
@@ -294,6 +322,9 @@ class LossMismatch(AbstractRule):
         several = replace(base.loss, kind="other", floor=None, term="mse")
         for made in ((_learnt("term"),), (Experiment("term", 1.0, (1.0,) * 160, 1.0),) * 2):
             flows.append(replace(base, loss=several, experiments=(*base.experiments, *made)))
+        for level, share in ((0.9, 0.05), (1.02, 0.7)):
+            one = replace(several, term_share=share)
+            flows.append(replace(base, loss=one, experiments=(), steps=_looked_at(level), origin="run"))
         return (*flows, replace(base, loss=inside))
 
     @classmethod
@@ -330,7 +361,15 @@ class LossMismatch(AbstractRule):
             experiments=(*falling.experiments, Experiment("term", 1.0, (1.0,) * 160, 1.0), _learnt("term-alone")),
         )  # fmt: skip
         mixed = replace(_flows.plain(), mixed="lstm")
-        return (*(replace(base, loss=one) for one in changed), player, summed, constant, outweighed, mixed)
+        small = replace(outweighed.loss, term_share=0.05)
+        trained = replace(falling, loss=small, experiments=(), steps=_looked_at(1.02), origin="run")
+        return (*(replace(base, loss=one) for one in changed), player, summed, constant, outweighed, mixed, trained)
+
+
+def _looked_at(level: float) -> tuple[Step, ...]:
+    """A training whose loss falls; looked at, one of its terms has come to this level."""
+    looks = {0: 3.0, 100: level, 200: level}
+    return tuple(Step(i, 2.3 * math.exp(-i / 50), -1.0, 1e-2, 1e-2, term=looks.get(i)) for i in range(201))
 
 
 def _learnt(lever: Literal["term", "term-alone"]) -> Experiment:

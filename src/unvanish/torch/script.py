@@ -27,6 +27,7 @@ from unvanish.types import Flow
 _PATIENCE = 60.0  # seconds that experiments after the script may take
 _FAR_LONGER = 3  # times as many steps
 _RUNS = 360  # steps of all experiments together
+_TERMS = 640  # more of them, where one term of several is followed
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 _PLAYED = "its loss is played against another network's, and need not fall where both get better"
 
@@ -174,7 +175,7 @@ def _diagnose(track: Track, tracks: list[Track], watch: Watch, seconds: float) -
     rates = () if watch.stopped() else track.record.usual_rates()  # who stops within a warm-up knows that it is one
     if rates and all(rates) and flow.optimizer is not None and flow.optimizer.given:
         flow = replace(flow, optimizer=replace(flow.optimizer, learning_rates=rates))
-    affordable = _RUNS * watch.pace() < seconds
+    affordable = (_RUNS + _TERMS * (flow.loss.term is not None)) * watch.pace() < seconds
     sound = flow.nonfinite is None or flow.nonfinite.step > 0  # else no lever is to blame
     if track.trial is not None and len(tracks) == 1 and sound and affordable:
         try:

@@ -167,6 +167,7 @@ class Track:
             "scale": source.scale,
         }
         seen = _observation(source, parameters)
+        self.record.facts[self.count]["term"] = seen.loss.term_level
         if len(self.looks) < 2:  # to be compared: made in each forward pass anew, or another network's?
             seen = replace(seen, strangers=nobodys(source.leaves, source.calls, names, optimizer))
         self.looks.append(Look(self.count, seen))

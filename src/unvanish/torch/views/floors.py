@@ -130,6 +130,14 @@ def level_of(reading: Reading) -> float | None:
     return None if best is None or mean is None else mean / best
 
 
+def own_value(reading: Reading) -> float | None:
+    """What a loss node gives by its own reduction; None where that is the user's."""
+    mean, reduction = _own_mean(reading), reading.option("reduction")
+    if mean is None or reduction not in (1, 2):
+        return None
+    return mean * _terms(reading) if reduction == 2 else mean
+
+
 def _below_decay(root: Vertex, vertex: Vertex) -> tuple[Vertex, bool]:
     """Past ``loss + 0.01 * sum(p.square().sum() for p in parameters)``, whose second term no prediction changes."""
     if root is not vertex and root.op == "add" and len(root.data) == 1 and root.parameters and root.shape == ():

@@ -68,7 +68,9 @@ def before_backward(probe: Probe, loss: Tensor, inputs: Any, target: Tensor | No
     graph = probe.attach(loss) if probe.connected(loss) else None
     view = view_loss(loss, graph, output, target)
     term = find_term(graph)
-    view = view if term is None else replace(view, term=term.kind)
+    if term is not None:
+        share = None if term.value is None or not view.value else abs(term.value / view.value)
+        view = replace(view, term=term.kind, term_level=term.level, term_share=share)
     cuts = find_cuts(probe.scopes, graph) + find_time_cuts(probe.scopes, graph)
     return Before(graph, view, cuts, view_inputs(inputs, graph))
 

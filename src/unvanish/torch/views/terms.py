@@ -14,16 +14,20 @@ import torch
 from torch import Tensor
 
 from unvanish.torch.probe.graph import Graph, Vertex
-from unvanish.torch.views.floors import level_of
+from unvanish.torch.views.floors import level_of, own_value
 from unvanish.torch.views.losses import read_loss
 
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """``level``: what it gives, in units of what the best constant prediction would; ``others``: nodes beside it."""
+    """``level``: what it gives, in units of what the best constant prediction would; ``others``: nodes beside it.
+
+    ``value``: what it gives by itself, without factors that the user put on it; None where it is not known.
+    """
 
     kind: str
     level: float
+    value: float | None
     others: tuple[Any, ...]
 
     def alone(self) -> None:
@@ -49,7 +53,7 @@ def find_term(graph: Graph | None) -> Term | None:
         return None
     ((reading, level),) = known
     others = tuple(dict.fromkeys(_beside(graph, reading.vertex)))
-    return Term(reading.kind, level, others) if others else None
+    return Term(reading.kind, level, own_value(reading), others) if others else None
 
 
 def _beside(graph: Graph, term: Vertex) -> Iterator[Any]:
