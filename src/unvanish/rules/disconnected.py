@@ -7,14 +7,10 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from unvanish import reading
-from unvanish.rules import _flows
+from unvanish.rules import _flows, _wires
 from unvanish.types import Cut, Evidence, Finding, Flow, Parameter, Site, Step
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
-
-_OPTIMIZER = "optimizer"  # what a Cut is called behind which gradients arrive, and nothing uses them
-_FLAT = ("round", "floor", "ceil", "sign", "trunc", "heaviside")
-_APART = 1e-6  # share of the signal that differs between samples; less is rounding
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,6 @@ class Disconnected(AbstractRule):
     list, optimizer = Opt(model.parameters()).
     """
 
-    flat_gradient: float = -math.inf
     trains: float = 0.15
     well: float = 0.5
     cause: ClassVar[Cause] = "disconnected"
@@ -77,15 +72,15 @@ class Disconnected(AbstractRule):
         )
 
     def _cut(self, flow: Flow) -> Finding | None:
-        cuts = [cut for cut in _cuts(flow, within=True) if not cut.calls and self._meant_to_train(flow, cut)]
+        cuts = [cut for cut in _wires.cuts(flow, within=True) if not cut.calls and _wires.meant_to_train(flow, cut)]
         if not cuts:
             return None
         first = cuts[0]
         how = {"detach": "by .detach() or .data", "no_grad": "under torch.no_grad()"}.get(
             first.op, "as .data, .numpy(), torch.tensor(), a comparison or an integer makes it"
         )
-        places = tuple(dict.fromkeys(name for cut in cuts for name in _places(flow, (cut.where, *cut.behind))))
-        at, behind = _places(flow, (first.where,)), _places(flow, first.behind)
+        places = tuple(dict.fromkeys(name for cut in cuts for name in _wires.places(flow, (cut.where, *cut.behind))))
+        at, behind = _wires.places(flow, (first.where,)), _wires.places(flow, first.behind)
         return self._finding(
             places,
             0.97,
@@ -97,8 +92,8 @@ class Disconnected(AbstractRule):
 
     def _nothing_reached(self, flow: Flow) -> Finding | None:
         """All matrices are called and held by the optimizer, and the loss leads to none: a copy of numbers stands between."""
-        matrices = [p for p in flow.parameters if len(p.shape) > 1 and p.requires_grad and p.used and p.in_optimizer]
-        if not matrices or any(p.reached for p in flow.parameters if len(p.shape) > 1):
+        matrices = _wires.unreached(flow)
+        if not matrices:
             return None
         places = reading.modules(matrices)
         return self._finding(
@@ -124,17 +119,9 @@ class Disconnected(AbstractRule):
             "remove .detach() and .data from the state inside the loop",
         )
 
-    @staticmethod
-    def _meant_to_train(flow: Flow, cut: Cut) -> bool:
-        """A cut in front of weights that the optimizer does not hold is deliberate."""
-        behind = [p for p in flow.parameters if any(p.name.startswith(f"{name}.") for name in cut.behind)]
-        return not behind or any(p.in_optimizer is not False for p in behind)
-
     def _flat_op(self, flow: Flow) -> Finding | None:
-        flat = [s for s in flow.sites if s.op in _FLAT and s.log_grad_in in (None, self.flat_gradient) and s.inputs]
-        flat += [s for s in flow.sites if s.custom and s.log_grad_in == self.flat_gradient and s.inputs]
-        flat = [s for s in flat if s.log_grad_out is not None and s.log_grad_out > -math.inf]
-        if not flat or self._bypassed(flow, flat[0]):
+        flat = _wires.flat_ops(flow)
+        if not flat:
             return None
         site = flat[0]
         if site.custom:
@@ -157,9 +144,7 @@ class Disconnected(AbstractRule):
 
     def _flat_weight(self, flow: Flow) -> Finding | None:
         """Weights that get exactly nothing though their layers do, and are given something: they are made by a flat op."""
-        by_name = {p.name: p for p in reading.trainable(flow) if len(p.shape) > 1}  # a bias may cancel in the loss
-        layers = [s for s in reading.body(flow) if s.parameter in by_name and s.kind != "recurrent"]
-        starved = [s for s in layers if by_name[s.parameter or ""].log_grad == -math.inf and _given(s)]
+        starved = _wires.starved(flow)
         if not starved or reading.learns(flow):
             return None
         names = ", ".join(dict.fromkeys(s.parameter or "" for s in starved[:3]))
@@ -174,9 +159,8 @@ class Disconnected(AbstractRule):
 
     def _frozen_at_zero(self, flow: Flow) -> Finding | None:
         """Zeros that never move stand between the loss and all weights that should."""
-        zeros = [p for p in flow.parameters if not p.requires_grad and len(p.shape) > 1 and p.log_weight == -math.inf]
-        trained = [p for p in reading.trainable(flow) if len(p.shape) > 1]
-        if not zeros or not trained or any(p.log_grad != -math.inf for p in trained):
+        zeros = _wires.zeros_in_the_way(flow)
+        if not zeros:
             return None
         return self._finding(
             reading.modules(zeros),
@@ -185,12 +169,6 @@ class Disconnected(AbstractRule):
             "exactly nothing. Expected: zeros that may move, or frozen weights that are none. Unfreeze it, or load its weights.",
             f"unfreeze {zeros[0].name}, or load its weights",
         )
-
-    @staticmethod
-    def _bypassed(flow: Flow, site: Site) -> bool:
-        """What feeds the flat op still gets a gradient by another way (a residual, a straight-through sum)."""
-        feeding = [s for s in flow.sites if s.order in site.inputs and s.log_grad_out is not None]
-        return any(s.log_grad_out is not None and s.log_grad_out > -math.inf for s in feeding)
 
     def _unregistered(self, flow: Flow) -> Finding | None:
         lost = [p for p in flow.parameters if not p.registered and p.in_optimizer is False and p.log_grad is not None]
@@ -238,7 +216,7 @@ class Disconnected(AbstractRule):
         )
 
     def _forgotten(self, flow: Flow) -> Finding | None:
-        cuts = _cuts(flow, within=False)
+        cuts = _wires.cuts(flow, within=False)
         if not cuts:
             return None
         places = tuple(dict.fromkeys(name for cut in cuts for name in cut.behind))
@@ -308,7 +286,8 @@ class Disconnected(AbstractRule):
             replace(base, sites=(*base.sites, _own_function(-math.inf))),
             replace(base, parameters=tuple(replace(p, log_grad=-math.inf) for p in base.parameters)),
             replace(
-                _flows.plain(), cuts=(Cut("actor.0", _OPTIMIZER, ("actor.0", "actor.2"), "no optimizer holds them"),)
+                _flows.plain(),
+                cuts=(Cut("actor.0", _wires.OPTIMIZER, ("actor.0", "actor.2"), "no optimizer holds them"),),
             ),
         )
 
@@ -326,28 +305,9 @@ def _cancelling_bias() -> Flow:
     return replace(last, parameters=(*base.parameters, bias))
 
 
-def _cuts(flow: Flow, *, within: bool) -> list[Cut]:
-    """Cuts within the graph of the loss, or those between a gradient and any optimizer."""
-    return [cut for cut in flow.cuts if (cut.op != _OPTIMIZER) == within]
-
-
-def _places(flow: Flow, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Modules by name; of the network itself, which has none, the parameters behind the cut."""
-    own = tuple(p.name for p in flow.parameters if "." not in p.name and p.requires_grad and not p.reached) or (
-        "model",
-    )
-    return tuple(place for name in names for place in ((name,) if name else own))
-
-
 def _own_function(log_grad_in: float) -> Site:
     """A torch.autograd.Function behind a layer that nothing else feeds a gradient to."""
     return Site(
         "own:quantize", "quantize", "other", 100, (64, 32), inputs=(99,), log_grad_out=-1.0, log_grad_in=log_grad_in,
         custom=True,
     )  # fmt: skip
-
-
-def _given(layer: Site) -> bool:
-    """Does a gradient arrive at this layer, and does what enters it tell samples apart?  Zeros alone make bias of all."""
-    arrives = layer.log_grad_out is not None and math.isfinite(layer.log_grad_out)
-    return arrives and layer.forward is not None and (layer.forward.separation or 0.0) > _APART

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from unvanish import reading
-from unvanish.rules import _flows
+from unvanish.rules import _flows, _terms
 from unvanish.types import Evidence, Experiment, Finding, Flow, LossView, Moments, Site, Snapshot, Step
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
@@ -43,12 +43,6 @@ class LossMismatch(AbstractRule):
     stands: float = 1e-5
     trains: float = 0.3
     idle: float = 0.06
-    unlearnt: float = 0.1
-    learnt: float = 0.4
-    late: int = 100  # steps after which a term that is learnt at all shows it
-    twice: int = 2
-    small: float = 0.2
-    fell: float = 0.5
     cause: ClassVar[Cause] = "loss-mismatch"
     title: ClassVar[str] = "the loss and what it is given do not fit"
     source: ClassVar[str] = (
@@ -230,7 +224,7 @@ class LossMismatch(AbstractRule):
 
     def _outweighed(self, flow: Flow) -> Iterator[Finding]:
         """One of several terms is not learnt, and is where it stands alone; or it is not, while the whole falls."""
-        proof = self._learnt_alone(flow) or self._falls_without(flow)
+        proof = _terms.learnt_alone(flow) or _terms.falls_without(flow)
         if proof is not None:
             confidence, seen = proof
             yield self._finding(
@@ -240,34 +234,6 @@ class LossMismatch(AbstractRule):
                 "weight, growing from 0.",
                 "reduce all terms of the loss in the same way, or weigh the others down",
             )  # fmt: skip
-
-    def _learnt_alone(self, flow: Flow) -> tuple[float, str] | None:
-        whole, alone = (
-            next((e for e in flow.experiments if e.lever == lever), None) for lever in ("term", "term-alone")
-        )
-        if whole is None or alone is None or (whole.progress or 0.0) >= self.unlearnt:
-            return None
-        if (alone.progress or 0.0) < self.learnt:
-            return None
-        return 0.88, (
-            f"after {len(whole.losses)} steps on one batch it stands where the best constant answer has it, and with the other "
-            f"terms left out the same network takes {100 * (alone.progress or 0.0):.0f} % off that"
-        )
-
-    def _falls_without(self, flow: Flow) -> tuple[float, str] | None:
-        """Of the user's own training, where nothing could be left out."""
-        late = [step for step in flow.steps if step.term is not None and step.index >= self.late]
-        learnt = any((step.term or 0.0) < 1 for step in late)
-        small = (
-            flow.loss.term_share is not None and flow.loss.term_share < self.small
-        )  # so it is others that have fallen
-        fell = small and (reading.trains(flow) or 0.0) >= self.fell
-        if flow.experiments or len(late) < self.twice or learnt or not fell:
-            return None
-        return 0.7, (
-            f"at step {late[-1].index} it is {late[-1].term:.3g} times what the best constant answer gives, although the loss has "
-            f"fallen by {100 * (reading.trains(flow) or 0.0):.0f} %"
-        )
 
     def _saturating(self, flow: Flow) -> Iterator[Finding]:
         """A loss without a known bottom that reads a sigmoid which the other player has saturated, as log(1 - D(G(z)))."""

@@ -41,6 +41,7 @@ def _work(rank, folder):
         {"weights": model.state_dict(), "events": reset.state_dict()["events"], "alone": alone, "n": len(events)},
         f"{folder}/{rank}",
     )
+    dist.barrier()
     dist.destroy_process_group()
 
 
