@@ -147,6 +147,24 @@ def test_normalisation_over_the_batch_mixes_on_purpose() -> None:
     assert found(model, real()) is None
 
 
+class Stateful(nn.Module):
+    """The state of the last batch is where the next begins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.LSTM(WIDTH, 8, batch_first=True), nn.Linear(8, 3)
+        self.state: tuple[Tensor, ...] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        states, last = self.layer(x, self.state)
+        self.state = tuple(part.detach() for part in last)
+        return self.head(states[:, -1])
+
+
+def test_a_state_kept_from_batch_to_batch_is_no_mixing() -> None:
+    assert found(Stateful(), real()) is None
+
+
 def test_equal_samples_tell_nothing() -> None:
     assert found(Last(nn.LSTM, batch_first=False), torch.ones(ROWS, TIME, WIDTH)) is None
 

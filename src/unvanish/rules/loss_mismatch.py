@@ -137,6 +137,7 @@ class LossMismatch(AbstractRule):
                 "their own input alone. Look there for batch_first=False (the default of nn.LSTM, nn.GRU and attention) on "
                 "(batch, time, features), and for a view or reshape that joins the batch with another axis.",
                 "set batch_first=True, or exchange axes with transpose or permute, not with view or reshape", flow.mixed,
+                "Karpathy 2019, A Recipe for Training Neural Networks (use backprop to chart dependencies)",
             )  # fmt: skip
 
     def _constant_output(self, flow: Flow) -> Iterator[Finding]:
@@ -232,7 +233,8 @@ class LossMismatch(AbstractRule):
                 "loss falls as the network learns to please them. Expected: terms of like weight. Reduce all in the same way "
                 "(a sum over elements beside a mean over them is larger by their number), or give the others a smaller "
                 "weight, growing from 0.",
-                "reduce all terms of the loss in the same way, or weigh the others down",
+                "reduce all terms of the loss in the same way, or weigh the others down", None,
+                "Bowman et al. 2016, arXiv:1511.06349, section 3.1; Wang et al. 2021, arXiv:2001.04536 (terms of uneven weight)",
             )  # fmt: skip
 
     def _saturating(self, flow: Flow) -> Iterator[Finding]:
@@ -259,13 +261,21 @@ class LossMismatch(AbstractRule):
         read = all(s.kind == "loss" for s in sites if last and s.order > last[0].order)
         return [s for s in last if s.op == "sigmoid" and (s.saturated or 0.0) >= self.all_saturated and read]
 
-    def _finding(self, flow: Flow, confidence: float, message: str, remedy: str, place: str | None = None) -> Finding:
+    def _finding(
+        self,
+        flow: Flow,
+        confidence: float,
+        message: str,
+        remedy: str,
+        place: str | None = None,
+        source: str | None = None,
+    ) -> Finding:
         where = tuple(dict.fromkeys(name for name in ("loss", place, flow.loss.feeding_name) if name))
         evidence = (
             Evidence("first loss", flow.loss.value, "", _normal(flow.loss.floor)),
             *reading.learning_evidence(flow),
         )
-        return Finding(self.cause, where, confidence, "high", evidence, message, (remedy,), self.source)
+        return Finding(self.cause, where, confidence, "high", evidence, message, (remedy,), source or self.source)
 
     @classmethod
     def healthy(cls) -> tuple[Flow, ...]:

@@ -44,11 +44,14 @@ def mixed_at(model: nn.Module, goal: Objective, batch: Any, names: dict[int, str
         return None
     model.eval()
     try:
+        _, first = _run(model, inputs, rows, names)
         before, plain = _run(model, inputs, rows, names)
         after, moved = _run(model, _first_replaced(inputs, rows), rows, names)
     except Exception:  # the program may refuse what we made of its batch, such as lengths out of order
         return None
-    if plain is None or moved is None or not _others_changed(plain, moved):
+    if first is None or plain is None or moved is None or _others_changed(first, plain):
+        return None  # what changes by itself, as with a state that is kept from batch to batch, tells nothing
+    if not _others_changed(plain, moved):
         return None
     pairs = zip(before, after, strict=False)
     return next((name for (name, one), (_, other) in pairs if _others_changed(one, other)), None)
