@@ -99,6 +99,22 @@ def test_a_term_by_itself_is_the_whole_loss() -> None:
     assert found(F.cross_entropy(model(x), y) + 1.0) is None
 
 
+def test_a_factor_is_no_term() -> None:
+    model, x, y = net(), torch.randn(12, 5), torch.arange(12) % 3
+    each = F.cross_entropy(model(x), y, reduction="none")
+    assert found(((1 - (-each).exp()) ** 2 * each).mean()) is None  # the focal loss
+    assert found(F.cross_entropy(model(x), y) * model[0](x).abs().mean()) is None
+
+
+def test_a_term_of_nothing_is_not_known() -> None:
+    model, x, y = net(), torch.randn(12, 5), torch.arange(12) % 3
+    z = model(x)
+    none = torch.zeros(12, dtype=torch.bool)
+    seen = found(F.mse_loss(z[none], torch.randn(12, 3)[none], reduction="sum") + F.cross_entropy(z, y))
+    assert seen is not None
+    assert seen.kind == "cross_entropy"
+
+
 def test_of_two_terms_that_are_known_none_is_the_one() -> None:
     model, x, y = net(), torch.randn(12, 5), torch.arange(12) % 3
     two = F.cross_entropy(model(x), y) + F.mse_loss(model[0](x), torch.randn(12, 8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unvanish.torch.probe.naming import names_of
 from unvanish.torch.rehearsal.objective import Objective
 from unvanish.torch.views.mixing import mixed_at
 
@@ -78,7 +78,7 @@ def tokens() -> Tensor:
 
 def found(model: nn.Module, x: Any, rows: int = ROWS) -> str | None:
     batch = x, torch.arange(rows) % 3
-    return mixed_at(model, Objective(F.cross_entropy, None), batch, names_of(model).modules)
+    return mixed_at(model, Objective(F.cross_entropy, None), batch)
 
 
 def reads_others(model: nn.Module, x: Tensor) -> bool:
@@ -136,7 +136,7 @@ def test_time_first_data_and_targets_of_every_step_are_no_samples() -> None:
     model = nn.LSTM(WIDTH, 3)
     steps = (torch.randn(TIME, ROWS, WIDTH), torch.zeros(TIME, ROWS, 3))
     goal = Objective(lambda output, target: F.mse_loss(output[0], target), None)
-    assert mixed_at(model, goal, steps, names_of(model).modules) is None
+    assert mixed_at(model, goal, steps) is None
     assert found(Last(nn.LSTM, batch_first=False, time=0), torch.randn(TIME, ROWS, WIDTH)) is None
     assert found(Last(nn.LSTM, batch_first=False, time=0), torch.randn(ROWS, ROWS, WIDTH)) is None  # which is which?
 
@@ -163,6 +163,87 @@ class Stateful(nn.Module):
 
 def test_a_state_kept_from_batch_to_batch_is_no_mixing() -> None:
     assert found(Stateful(), real()) is None
+
+
+class Neighbours(nn.Module):
+    """A recurrent layer for each node of a graph, whose states its neighbours read; or scores of all pairs."""
+
+    def __init__(self, pairs: bool) -> None:
+        super().__init__()
+        self.layer, self.head, self.pairs = nn.GRU(WIDTH, 8, batch_first=True), nn.Linear(8, 3), pairs
+        self.last = nn.LogSoftmax(-1)
+        self.edges = (torch.rand(ROWS, ROWS) < 0.5).float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        states = self.layer(x)[0][:, -1]
+        return self.last(states @ states.T) if self.pairs else self.head(self.edges @ states)
+
+
+class Statistic(nn.Module):
+    """The spread of the batch beside what attention gives, as a discriminator reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.MultiheadAttention(WIDTH, 2, batch_first=True), nn.Linear(WIDTH + 1, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = self.layer(x, x, x)[0].mean(1)
+        return self.head(torch.cat([seen, seen.std(0).mean().expand(len(x), 1)], 1))
+
+
+class AmongSamples(nn.Module):
+    """Attention from sample to sample, on one sequence that was made of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.MultiheadAttention(WIDTH, 2), nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.mean(1).unsqueeze(1)
+        return self.head(self.layer(y, y, y)[0].squeeze(1))
+
+
+class Packed(nn.Module):
+    """The mean over time of padded states: the longest sample says how many there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.GRU(WIDTH, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        states, _ = nn.utils.rnn.pad_packed_sequence(self.layer(packed)[0], batch_first=True)
+        return self.head(states.mean(1))
+
+
+@pytest.mark.parametrize("make", [lambda: Neighbours(False), lambda: Neighbours(True), Statistic, AmongSamples])
+def test_what_reads_other_samples_on_purpose_is_left_alone(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, x = make(), real()
+    assert reads_others(model, x)
+    assert found(model, x) is None
+
+
+def test_the_longest_sample_of_a_packed_batch_is_no_mixing() -> None:
+    assert found(Packed(), (real(), torch.tensor([5, 2, 3, 4, 1, 3]))) is None
+
+
+def test_one_sequence_with_a_target_for_every_step_has_no_samples() -> None:
+    class Steps(nn.LSTM):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x)[0][:, 0]
+
+    batch = torch.randn(ROWS, 1, WIDTH), torch.zeros(ROWS, 1)
+    assert mixed_at(Steps(WIDTH, 1), Objective(F.mse_loss, None), batch) is None
+
+
+def test_the_users_model_is_left_as_it_was() -> None:
+    model, state = Attending(False), torch.get_rng_state()
+    with torch.random.fork_rng():
+        found(model, real())
+    assert model.training
+    assert not any(module._forward_hooks for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_equal_samples_tell_nothing() -> None:

@@ -15,7 +15,7 @@ from unvanish.reading.learning import (
     progress,
     trains,
 )
-from unvanish.reading.levers import best_in_training, best_lever, relieves
+from unvanish.reading.levers import best_in_training, best_lever, level, relieves
 from unvanish.reading.sites import (
     FALL,
     RECTIFIERS,
@@ -74,6 +74,7 @@ __all__ = [
     "learning_evidence",
     "learns",
     "learns_promptly",
+    "level",
     "losses_of",
     "modules",
     "moved",

@@ -41,14 +41,14 @@ def relieves(flow: Flow, lever: str, *, above: float = 0.0, below: float = math.
 
     A loss that only comes back to the constant predictor's has removed nothing of it, yet the lever was right.
     """
-    base = [_level(e) for e in flow.experiments if e.lever == "none"]
-    moved = [(_level(e), e.factor) for e in flow.experiments if e.lever == lever and above < e.factor < below]
+    base = [level(e) for e in flow.experiments if e.lever == "none"]
+    moved = [(level(e), e.factor) for e in flow.experiments if e.lever == lever and above < e.factor < below]
     if not base or not moved or base[0] <= _FAR or min(moved)[0] >= 0.5 * base[0]:
         return None
     return min(moved)[1]
 
 
-def _level(experiment: Experiment) -> float:
+def level(experiment: Experiment) -> float:
     """Where an experiment ended, in units of the constant predictor's loss; inf where it left the numbers."""
     tail = experiment.losses[-max(1, len(experiment.losses) // 5) :]
     if not tail or not all(map(math.isfinite, tail)):

@@ -296,7 +296,8 @@ class LossMismatch(AbstractRule):
             base.loss, kind="mse", feeding="sigmoid", target=Moments(64, 0.5, 0.4), target_range=(0.0, 1.0)
         )
         several = replace(base.loss, kind="other", floor=None, term="mse")
-        for made in ((_learnt("term"),), (Experiment("term", 1.0, (1.0,) * 160, 1.0),) * 2):
+        still, done = Experiment("term", 1.0, (1.0,) * 160, 1.0), Experiment("term", 1.0, (0.002,) * 40, 1.0)
+        for made in ((_learnt("term"),), (still, replace(still, lever="term-alone")), (done, _learnt("term-alone"))):
             flows.append(replace(base, loss=several, experiments=(*base.experiments, *made)))
         for level, share in ((0.9, 0.05), (1.02, 0.7)):
             one = replace(several, term_share=share)

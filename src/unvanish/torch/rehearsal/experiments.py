@@ -34,8 +34,8 @@ _PATIENCE = 3  # a loss that still falls gets up to four times the steps
 _STILL = 0.005  # fall per quarter, as a share of the first loss
 _NEAR = 2.0  # times the constant predictor's loss: above it, a loss may fall for ever and nothing be learnt
 _NOTHING = 0.02  # progress on changing batches below which a batch learnt by heart proves little
-_ROUNDS = 8  # of a term, each as long as another experiment
-_SOME = 0.1  # of a term's floor: so much is more than the noise of a forward pass with random numbers
+_ROUNDS, _ROUND = 8, 40  # for a term of several
+_SOME = 0.8  # of what the best constant answer gives: below it, a term is being learnt, whatever the noise
 _ENOUGH = 0.5  # this much progress on one batch settles that the network can learn
 
 
@@ -89,7 +89,7 @@ class Attempt:
     def of_term(self, *, alone: bool) -> Experiment:
         """Train on the whole loss, or on one of its terms ``alone``, and follow this term, in units of its floor.
 
-        Eight times as long, for a term that is small beside the others takes its time; less where it falls.
+        Up to 320 steps, for a term that is small beside the others takes its time; fewer where it falls.
         """
         work = working_copy(self.model, self.optimizer, (self.objective.loss_fn, self.objective.objective))
         assert work.optimizer is not None, "the optimizer is copied with the model"
@@ -103,8 +103,8 @@ class Attempt:
         training = _train(work.model, work.optimizer, Objective(*work.loss), self.batches[:1], level)
         made = Experiment("term-alone" if alone else "term", 1.0, (), 1.0)
         for _ in range(_ROUNDS):
-            made = replace(made, losses=(*made.losses, *itertools.islice(training, self.steps)))
-            if (made.progress or 0.0) >= (_ENOUGH if alone else 2 * _SOME):
+            made = replace(made, losses=(*made.losses, *itertools.islice(training, _ROUND)))
+            if reading.level(made) < (_ENOUGH if alone else _SOME):
                 break
         return made
 
@@ -195,7 +195,7 @@ def _of_terms(attempt: Attempt, flow: Flow) -> tuple[Experiment, ...]:
     if flow.loss.term is None or isinstance(attempt.optimizer, LBFGS):  # which asks for the loss again by itself
         return ()
     whole = attempt.of_term(alone=False)
-    return (whole,) if (whole.progress or 0.0) >= _SOME else (whole, attempt.of_term(alone=True))
+    return (whole,) if reading.level(whole) < _SOME else (whole, attempt.of_term(alone=True))
 
 
 def format_experiments(

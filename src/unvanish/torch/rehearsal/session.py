@@ -15,7 +15,6 @@ from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from unvanish import reading
-from unvanish.torch.probe.naming import names_of
 from unvanish.torch.probe.probe import merge_units
 from unvanish.torch.rehearsal.copies import (
     grads_aside,
@@ -88,8 +87,7 @@ def flow_of(
             flow = replace(flow, stable_rank=stable_rank(work.model, trained, fresh(held[0])))
         if not first.loss.requires_grad:
             return flow
-        work, trained = copy_of(model, optimizer, goal)
-        flow = replace(flow, mixed=mixed_at(work.model, trained, fresh(held[0]), names_of(work.model).modules))
+        flow = replace(flow, mixed=mixed_at(model, goal, fresh(held[0])))
         return _train(flow, model, optimizer, goal, held, steps)
 
 

@@ -17,7 +17,6 @@ from torch.optim import Optimizer
 
 from unvanish.reading import LEARNS
 from unvanish.torch.probe.graph import Graph
-from unvanish.torch.probe.naming import names_of
 from unvanish.torch.probe.saved import readable
 from unvanish.torch.rehearsal.copies import Working, preserved_randomness, working_copy
 from unvanish.torch.rehearsal.experiments import Attempt, experiments
@@ -124,11 +123,11 @@ def tried(trial: Trial, flow: Flow, rates: tuple[float, ...] = (), steps: int = 
 
 def mixed(trial: Trial) -> str | None:
     """The first module, if any, at which the samples of the first batch read one another."""
-    batch, model = trial.batch, working_copy(trial.work.model, None, ()).model
+    batch = trial.batch
     if batch.target is None:
         return None
     with preserved_randomness(), torch.enable_grad(), unheard():
-        return mixed_at(model, _objective(batch), (batch.inputs, batch.target), names_of(model).modules)
+        return mixed_at(trial.work.model, _objective(batch), (batch.inputs, batch.target))
 
 
 def _objective(batch: Batch) -> Objective:

@@ -66,12 +66,12 @@ def constant_loss(kind: str, target: Tensor, ignore_index: int = -100, weight: T
         The loss in nats or squared / absolute units, None where it is unknown or 0 (a batch of one).
     """
     target = target.detach()
+    if target.numel() == 0:
+        return None
     if kind in _CLASSES:
         return None if target.is_floating_point() else _class_entropy(target[target != ignore_index], weight)
     wide = target.double()
     rows = wide.reshape(len(wide), -1) if wide.ndim else wide.reshape(1, 1)
-    if rows.numel() == 0:
-        return None
     if kind in ("bce", "bce_with_logits"):
         p = rows.mean(dim=0).clamp(1e-12, 1 - 1e-12)
         return _positive(float(-(p * p.log() + (1 - p) * (1 - p).log()).mean()), _ONE_CLASS)

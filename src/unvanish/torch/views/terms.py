@@ -17,6 +17,8 @@ from unvanish.torch.probe.graph import Graph, Vertex
 from unvanish.torch.views.floors import level_of, own_value
 from unvanish.torch.views.losses import read_loss
 
+_SUMS = ("add", "sub", "cat", "stack")
+
 
 @dataclass(frozen=True, slots=True)
 class Term:
@@ -57,11 +59,11 @@ def find_term(graph: Graph | None) -> Term | None:
 
 
 def _beside(graph: Graph, term: Vertex) -> Iterator[Any]:
-    """The nodes that ops between a term and the loss read beside it."""
+    """The nodes that sums between a term and the loss read beside it; a factor is no term."""
     through = {id(term)}
     above = [vertex for vertex in graph.vertices if _reads(vertex, through)]
     kept = {term.node, *(vertex.node for vertex in above)}
-    for vertex in above:
+    for vertex in (vertex for vertex in above if vertex.op in _SUMS):
         for source, _ in vertex.node.next_functions:
             if source is not None and source not in kept and not hasattr(source, "variable"):
                 yield source
