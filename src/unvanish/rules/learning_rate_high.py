@@ -91,16 +91,16 @@ class LearningRateHigh(AbstractRule):
         seen, gone = sum(0 < share < math.inf for share in kept), reading.trains(flow) or 0.0
         if seen < self.looks or not all(kept):
             return False
-        return flow.nonfinite is not None or not self._gets_by(flow) or (seen >= self.many and gone < self.good)
+        return self._goes_badly(flow) or (seen >= self.many and gone < self.good)
 
     @staticmethod
-    def _gets_by(flow: Flow) -> bool:
-        return (reading.trains(flow) or 0.0) >= reading.LEARNS
+    def _goes_badly(flow: Flow) -> bool:
+        return flow.nonfinite is not None or (reading.trains(flow) or 0.0) < reading.LEARNS
 
     def _never_zeroed(self, flow: Flow) -> Finding:
         shares = [step.kept for step in flow.steps if step.kept is not None and 0 < step.kept < math.inf]
         return self._told(
-            confidence=0.93 if flow.nonfinite is not None or not self._gets_by(flow) else 0.75,
+            confidence=0.93 if self._goes_badly(flow) else 0.75,
             evidence=(
                 Evidence("gradient that stems from earlier steps", 100 * statistics.median(shares), "%", "0 %"),
                 Evidence("largest update / weight in one step", reading.largest_first_update(flow), "", "1e-4 to 1e-2"),

@@ -26,7 +26,8 @@ class LossMismatch(AbstractRule):
     The same holds for a sigmoid before BCEWithLogits.  NLLLoss and KLDivLoss take log-probabilities, over the classes
     and not over the batch; binary cross-entropy takes targets in [0, 1].  Predictions of shape (n, 1) against targets of
     shape (n,) broadcast to (n, n): every prediction is pulled to the mean of all targets.  A view where a permute is meant
-    mixes classes with positions, or samples with one another; so does a recurrent layer that takes the batch for time.  Targets outside the
+    mixes classes with positions, or samples with one another; so does a recurrent layer that takes the batch for
+    time.  Targets outside the
     range of the last activation can never be met.  MSE on a saturated sigmoid has slope p(1-p) near zero.  So has
     log(1 - D(G(z))) where D is sure (Goodfellow et al. 2014, section 3).  A sum instead of a mean multiplies the
     gradient, and so the step, by the number of elements; a divergence that is summed beside an error that is averaged

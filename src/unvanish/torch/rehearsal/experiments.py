@@ -61,23 +61,22 @@ class Attempt:
         A lever is waited for only where it has already beaten the constant predictor; a rate is not, for a larger one
         wears down a lost gradient in the end.
         """
-        work = working_copy(self.model, self.optimizer, (self.objective.loss_fn, self.objective.objective))
-        assert work.optimizer is not None, "the optimizer is copied with the model"
+        model, optimizer, objective = self._copied()
         batches, floor = self.batches[:1], self.floor
         if lever.startswith("learning-rate"):
-            _scale(work.optimizer, "lr", factor)
+            _scale(optimizer, "lr", factor)
         if lever == "learning-rate-in-training":
             batches = self.batches
         if lever == "eps":
-            _scale(work.optimizer, "eps", factor)
+            _scale(optimizer, "eps", factor)
         if lever == "float32":
-            work.model.float()
-            work.optimizer.state.clear()
+            model.float()
+            optimizer.state.clear()
             batches = [widened(batches[0])]
         if lever.endswith("standardized"):
             batches = [standardized(batches[0], inputs=lever.startswith("inputs"), last=self.last)]
             floor = 1.0 if lever.startswith("targets") and floor is not None else floor
-        training = _train(work.model, work.optimizer, Objective(*work.loss), batches)
+        training = _train(model, optimizer, objective, batches)
         made = Experiment(lever, factor, tuple(itertools.islice(training, self.steps)), floor)  # type: ignore[arg-type]
         near = _NEAR if lever == "none" else 1.0
         for _ in range(0 if lever.startswith("learning-rate") else _PATIENCE):
@@ -91,8 +90,7 @@ class Attempt:
 
         Up to 320 steps, for a term that is small beside the others takes its time; fewer where it falls.
         """
-        work = working_copy(self.model, self.optimizer, (self.objective.loss_fn, self.objective.objective))
-        assert work.optimizer is not None, "the optimizer is copied with the model"
+        model, optimizer, objective = self._copied()
 
         def level(loss: Tensor) -> float:
             term = find_term(read_graph(loss, set()))
@@ -100,13 +98,19 @@ class Attempt:
                 term.alone()
             return math.nan if term is None else term.level
 
-        training = _train(work.model, work.optimizer, Objective(*work.loss), self.batches[:1], level)
+        training = _train(model, optimizer, objective, self.batches[:1], level)
         made = Experiment("term-alone" if alone else "term", 1.0, (), 1.0)
         for _ in range(_ROUNDS):
             made = replace(made, losses=(*made.losses, *itertools.islice(training, _ROUND)))
             if reading.level(made) < (_ENOUGH if alone else _SOME):
                 break
         return made
+
+    def _copied(self) -> tuple[nn.Module, Optimizer, Objective]:
+        """The program anew."""
+        work = working_copy(self.model, self.optimizer, (self.objective.loss_fn, self.objective.objective))
+        assert work.optimizer is not None, "the optimizer is copied with the model"
+        return work.model, work.optimizer, Objective(*work.loss)
 
     def tried(self, lever: str, factor: float = 1.0) -> tuple[Experiment, ...]:
         """The run with a lever moved; none where the program refuses it (targets outside of what its loss takes)."""

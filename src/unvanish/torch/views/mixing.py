@@ -119,10 +119,8 @@ def _unmeant(found: _Call, earlier: list[_Call]) -> bool:
     return any(_equal(given, state) for given, state in itertools.product(found.given_whole, states))
 
 
-def _equal(one: tuple[int, float, float], other: tuple[int, float, float]) -> bool:
-    return one[0] == other[0] and all(
-        math.isclose(a, b, rel_tol=_SAME) for a, b in zip(one[1:], other[1:], strict=True)
-    )
+def _equal(one: _Whole, other: _Whole) -> bool:
+    return all(math.isclose(a, b, rel_tol=_SAME) for a, b in zip(one, other, strict=True))
 
 
 def _run(model: nn.Module, inputs: Any, rows: int) -> list[_Call]:

@@ -47,7 +47,9 @@ def find_term(graph: Graph | None) -> Term | None:
     if graph is None or graph.root is None:
         return None
     nodes = [vertex for vertex in graph.vertices if vertex.kind == "loss"]
-    if not nodes or graph.root is nodes[0]:
+    if not nodes or (
+        len(nodes) == 1 and not any(_beside(graph, nodes[0]))
+    ):  # as a rule; levels are read from all scores
         return None
     readings = [(reading, level_of(reading)) for reading in map(read_loss, nodes)]
     known = [(reading, level) for reading, level in readings if level is not None]
