@@ -15,6 +15,7 @@ from unvanish.torch.gradcheck.many import products
 TOLERANCE = 1e-7
 _COARSE = 1e-4  # the limit up to which a measurement says something at the first try
 _CLEAR = (1e-2, 1e-5)  # what blurs a difference makes those with h and h/2 differ as much
+_LIMITS = 10  # so many times the limit, and more than kinks met by chance make, needs no second step size
 
 
 class Measure(NamedTuple):
@@ -27,6 +28,7 @@ class Measure(NamedTuple):
     unconnected: tuple[bool, ...]  # leaves that backward does not reach
     rounding: float  # in units of the derivative, too
     scale: float  # the unit itself: the derivative by a move of the leaves' whole size
+    analytic: float = 0.0  # what backward gives, in units of the derivative, too
     adrift: bool = False  # an output moves that carries no gradient
 
     @property
@@ -43,6 +45,11 @@ class Measure(NamedTuple):
     def clear(self) -> bool:
         """It failed by so much, with differences so sharp, that neither noise nor kinks can be behind it."""
         return self.error >= _CLEAR[0] and self.allowed <= _CLEAR[1]
+
+    @property
+    def plain(self) -> bool:
+        """It failed, though with one step size, by more than rounding and a few kinks explain."""
+        return self.allowed < 1 and self.error > max(_COARSE, _LIMITS * self.allowed)
 
     @property
     def passed(self) -> bool:
@@ -75,7 +82,7 @@ def compared(
         return Measure(0.0, 0.0 if flat else math.inf, kinks, shares, unconnected, relative, scale)
     allowed = max(TOLERANCE, 10 * blur / scale + relative)
     gap = (analytic - sum(slope.value for slope in slopes)) / scale
-    return Measure(gap, allowed, kinks, shares, unconnected, relative, scale)
+    return Measure(gap, allowed, kinks, shares, unconnected, relative, scale, analytic / scale)
 
 
 def first_look(

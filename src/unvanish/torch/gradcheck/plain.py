@@ -9,18 +9,23 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules import module as _module
 
-PLAIN: frozenset[type[nn.Module]] = frozenset(
+SMOOTH: frozenset[type[nn.Module]] = frozenset(
     {
-        nn.Linear, nn.Bilinear, nn.Identity, nn.Flatten, nn.Unflatten,
+        nn.Linear, nn.Bilinear,
         nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
         nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm,
-        nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
+        nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
         nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
-        nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus,
-        nn.Tanh, nn.Sigmoid, nn.LogSigmoid, nn.Softsign, nn.Tanhshrink, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish,
+        nn.GELU, nn.SiLU, nn.Mish, nn.Softplus,
+        nn.Tanh, nn.Sigmoid, nn.LogSigmoid, nn.Softsign, nn.Tanhshrink,
         nn.Softmax, nn.LogSoftmax,
     }
 )  # fmt: skip
+PLAIN: frozenset[type[nn.Module]] = SMOOTH | {
+    nn.Identity, nn.Flatten, nn.Unflatten,
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish,
+}  # fmt: skip
 _OWN_FORWARD = {kind: kind.forward for kind in PLAIN}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)

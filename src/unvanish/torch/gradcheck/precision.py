@@ -24,31 +24,55 @@ _CASTS = {  # PyTorch's type hints know only some of them
 
 
 class _Double(TorchFunctionMode):
-    """Answers every request for a lower floating dtype with float64, or complex128."""
+    """Answers every request for a lower floating dtype with float64, or complex128. ``asked``: there was one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in _CASTS:
+            self.asked = True
             return args[0].to(_CASTS[func])
         if kwargs is None:
             kwargs = {}
         elif torch.dtype in map(type, kwargs.values()):
-            kwargs = {key: _raised(value) for key, value in kwargs.items()}
-        return func(*(map(_raised, args) if torch.dtype in map(type, args) else args), **kwargs)
+            kwargs = {key: self._raised(value) for key, value in kwargs.items()}
+        return func(*(map(self._raised, args) if torch.dtype in map(type, args) else args), **kwargs)
+
+    def _raised(self, value: Any) -> Any:
+        if not isinstance(value, torch.dtype):
+            return value
+        self.asked |= value in _HIGHER
+        return _HIGHER.get(value, value)
 
 
-def _raised(value: Any) -> Any:
-    return _HIGHER.get(value, value) if isinstance(value, torch.dtype) else value
+class Precision:
+    """Float64 for one program, run again and again: its casts are watched until a run has asked for none."""
+
+    def __init__(self) -> None:
+        self._casts = True
+
+    @contextmanager
+    def double(self) -> Iterator[None]:
+        """New tensors, casts and results in float64."""
+        with double_by_default():
+            if self._casts:
+                with _Double() as watch:
+                    yield
+                self._casts = watch.asked
+            else:
+                yield
 
 
 @contextmanager
-def double_precision() -> Iterator[None]:
-    """New tensors, casts and results in float64."""
+def double_by_default() -> Iterator[None]:
+    """New tensors in float64."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with _Double():
-            yield
+        yield
     finally:
         torch.set_default_dtype(before)

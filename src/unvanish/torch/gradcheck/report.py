@@ -48,6 +48,12 @@ class Report:
             worst = max(earlier, check, key=lambda one: (not one.ok, one.relative_error))
             self.modules[key] = replace(worst, kink_share=max(earlier.kink_share, check.kink_share))
 
+    def right(self, unit: Unit, check: ModuleCheck) -> None:
+        """A piece that is right by all its tensors."""
+        self.check(check)
+        self.seen.update(id(parameter) for _, parameter, _ in unit.parameters)
+        self.checked |= bool(unit.parameters)
+
     def result(self, loss: LossCheck | None) -> GradientCheck:
         """The finished report."""
         skipped = tuple(dict.fromkeys(self.skipped))

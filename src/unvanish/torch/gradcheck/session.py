@@ -14,6 +14,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from unvanish.torch.gradcheck.capture import ModuleCall, Recorder
 from unvanish.torch.gradcheck.inspect import inspect
+from unvanish.torch.gradcheck.lots import right_together
 from unvanish.torch.gradcheck.pieces import function_unit, module_unit
 from unvanish.torch.gradcheck.report import Given, Report
 from unvanish.torch.gradcheck.results import GradientCheck, Skipped
@@ -65,12 +66,17 @@ class Session:
         """All pieces, in the order of the forward pass, then the whole."""
         report = Report({held: Given("", "batch", name) for name, held in held_in(self.batch, "batch")})
         wrong = self._functions(report)
-        for calls in _grouped([(call.module, call) for call in self.recorder.modules]):
-            for which, call in _spread(calls):
-                if call in wrong:
-                    report.skipped.append(self._excused(call, wrong[call]))
-                else:
-                    inspect(module_unit(call, self._name(call), which, self.names), report)
+        groups = _grouped([(call.module, call) for call in self.recorder.modules])
+        calls = [one for calls in groups for one in _spread(calls)]
+        units = {call: self._unit(call, which) for which, call in calls if call not in wrong}
+        right = right_together(units.values(), report)
+        for _, call in calls:
+            if call in wrong:
+                report.skipped.append(self._excused(call, wrong[call]))
+            elif units[call] in right:
+                report.right(units[call], right[units[call]])
+            else:
+                inspect(units[call], report)
         if self.recorder.root not in wrong:
             inspect(self._loss_unit(), report)
         self._silent(report)
@@ -86,6 +92,9 @@ class Session:
             if not all(ok):
                 wrong.update({call.caller: call.function.__name__ for call in calls})
         return wrong
+
+    def _unit(self, call: ModuleCall, which: Which) -> Unit:
+        return module_unit(call, self._name(call), which, self.names)
 
     def _name(self, call: ModuleCall) -> str:
         return "loss" if call.module is None else self.names[call.module]

@@ -11,7 +11,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from unvanish.torch.gradcheck.conventions import Graph, are_log_probabilities, graph_of
 from unvanish.torch.gradcheck.leaves import Leaf, Move, as_given
-from unvanish.torch.gradcheck.precision import double_precision
+from unvanish.torch.gradcheck.precision import Precision, double_by_default
 from unvanish.torch.gradcheck.values import Held, contents, continuous, real
 
 Supply = Callable[[Held], Tensor]
@@ -57,6 +57,7 @@ class Unit:
     strict: bool = False  # every input must get a gradient: a Function that gives none is wrong
     alone: bool = False  # nothing but it is checked, so its inputs count as parameters do
     plain: bool = False  # it casts nothing, draws nothing and has no convention of its own, see plain.py
+    precision: Precision = field(default_factory=Precision)
 
     def without_nan(self, which: Sequence[Held]) -> Unit:
         """The same with every NaN of these replaced: does one come out still?"""
@@ -134,8 +135,18 @@ class Unit:
         ]
 
     def conditions(self) -> AbstractContextManager[None]:
-        """What the program runs in, forward and backward: float64 whatever it asks for, and equal random numbers."""
-        return nullcontext() if self.plain else _equal_conditions()
+        """What the program runs in: float64 whatever it asks for, and equal random numbers."""
+        if self.plain:
+            return nullcontext()
+        _seed()
+        return self.precision.double()
+
+    def backward_conditions(self) -> AbstractContextManager[None]:
+        """The same for its backward pass, within which PyTorch lets nobody watch."""
+        if self.plain:
+            return nullcontext()
+        _seed()
+        return double_by_default()
 
     def _buffers(self) -> list[_Buffer]:
         return [(module, name, b) for module in self.modules for name, b in module._buffers.items() if b is not None]
@@ -151,13 +162,6 @@ def _own(buffers: Sequence[_Buffer]) -> Iterator[None]:
     finally:
         for module, name, buffer in buffers:
             module._buffers[name] = buffer
-
-
-@contextmanager
-def _equal_conditions() -> Iterator[None]:
-    _seed()
-    with double_precision():
-        yield
 
 
 def _numbers(outputs: Sequence[Tensor], places: set[int]) -> list[Tensor]:

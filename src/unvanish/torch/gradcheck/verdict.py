@@ -13,7 +13,7 @@ from unvanish.torch.gradcheck.measure import Measure
 from unvanish.torch.gradcheck.noise import is_rounding, listening
 
 # Steps in turn: the middle one is right for smooth pieces; a smaller one meets fewer kinks, a larger one less rounding.
-_STEPS = (1e-5, 1e-6, 1e-4, 1e-5, 1e-7, 1e-6)
+STEPS = (1e-5, 1e-6, 1e-4, 1e-5, 1e-7, 1e-6)
 _STEADY_STEPS = (1e-4, 1e-5, 1e-6)
 _FAILURES = (
     3  # one clear agreement is enough: chance gives it to an error e with probability 1e-7 / e; to fail takes more
@@ -22,7 +22,8 @@ _CLEAR_FAILURES = 2  # of those that chance gives with probability 1e-5 each, an
 _DIRECTIONS = 2  # to be sure of a failure
 _HOPELESS = 100  # with rounding so many times the derivative no direction is lucky enough: the step is left out
 _BLURRED = 1e-2  # with a limit up to here agreement still says something
-_SMALL = 1e-3  # a tensor with less of the derivative is looked at by itself
+_COUNTS = 1e-2  # so much of its scale a derivative must be to say by which factor it is off
+SMALL = 1e-3  # a tensor with less of the derivative is looked at by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +60,10 @@ class Judgement:
         return self.whole.right is None and not self.wrong and all(m.kinks == 1 for m in self.whole.measures)
 
 
-def verdict(probe: Probe, chosen: Sequence[int], steps: Sequence[float] = _STEPS) -> Verdict:
+def verdict(probe: Probe, chosen: Sequence[int], steps: Sequence[float] = STEPS) -> Verdict:
     """Measure until it is clear; what seems wrong without entries that are not linear, and with the noise known."""
     found = _verdict(probe, chosen, steps)
-    while found.right is False and leave_out_bent(probe, chosen):
+    while found.right is False and not _by_one_factor(found.measures) and leave_out_bent(probe, chosen):
         found = _verdict(probe, chosen, steps)
     if found.right or _clear(found.measures, probe):
         return found
@@ -91,6 +92,17 @@ def _verdict(probe: Probe, chosen: Sequence[int], steps: Sequence[float]) -> Ver
         _clear(measures, probe) or any(_steady(probe.repeated(chosen, _STEADY_STEPS)) for _ in range(_DIRECTIONS))
     )
     return Verdict(False if sure else None, tuple(measures))
+
+
+def _by_one_factor(measures: Sequence[Measure]) -> bool:
+    """Is backward off by one and the same factor along all directions?  The true derivative is linear then."""
+    first = measures[0]
+    return len(measures) > 1 and all(m.clear and abs(m.analytic) >= _COUNTS and _alike(m, first) for m in measures)
+
+
+def _alike(one: Measure, other: Measure) -> bool:
+    apart = one.gap * other.analytic - other.gap * one.analytic
+    return abs(apart) <= one.allowed * abs(other.analytic) + other.allowed * abs(one.analytic)
 
 
 def _clear(measures: Sequence[Measure], probe: Probe) -> bool:
@@ -149,4 +161,4 @@ def _sort(probe: Probe, chosen: list[int], found: Verdict, result: Judgement, wi
 def _faint(whole: Verdict, chosen: list[int]) -> list[int]:
     """Tensors whose derivative is too small a part for a joint direction; what backward does not reach has none."""
     best = whole.best
-    return [k for k in chosen if best.shares[k] < _SMALL and not best.unconnected[k]]
+    return [k for k in chosen if best.shares[k] < SMALL and not best.unconnected[k]]

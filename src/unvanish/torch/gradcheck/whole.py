@@ -48,7 +48,7 @@ def _found(probe: Probe, steps: Sequence[float], wrong: bool) -> Verdict:
     every = range(len(probe.leaves))
     if not wrong:
         return verdict(probe, every, steps)
-    measure = probe.measure(steps[0], every)
+    measure = probe.measure(steps[0], every, briefly=True)
     return Verdict(True if measure.passed else False if measure.failed else None, (measure,))
 
 
