@@ -86,7 +86,7 @@ def tell(unit: Unit, probe: Probe, found: Judgement, report: Report, at_kinks: b
     }
     report.checked |= found.whole.right is not None and bool(counting - {*found.cut, *found.untold})
     for k in found.wrong[:_MOST_TENSORS]:
-        report.fail(_failure(unit, probe, k))
+        report.fail(_failure(unit, probe, k, k in found.scaled))
     if best.adrift:
         report.cut = True
         report.skip(unit, "an output moves with its inputs but carries no gradient (a detach?)")
@@ -116,9 +116,9 @@ def _wrong_at_a_kink(unit: Unit, probe: Probe, kinks: KinkCheck, report: Report)
     report.fail(Failure(unit.module, unit.kind, name, problem, kinks.index, analytic, numeric, error))
 
 
-def _failure(unit: Unit, probe: Probe, k: int) -> Failure:
+def _failure(unit: Unit, probe: Probe, k: int, scaled: bool) -> Failure:
     name = probe.leaves[k].name
-    entry = worst_entry(probe, k)
+    entry = worst_entry(probe, k, scaled)
     if entry is None:
         return Failure(unit.module, unit.kind, name, f"{_WRONG}{unit.which}")
     size = max(abs(entry.analytic), abs(entry.numeric))

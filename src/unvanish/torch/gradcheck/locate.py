@@ -37,8 +37,11 @@ class Entry:
         return math.inf if math.isnan(gap) else gap
 
 
-def worst_entry(probe: Probe, which: int) -> Entry | None:
-    """The entry with the largest difference among those looked at; None where none could be measured."""
+def worst_entry(probe: Probe, which: int, scaled: bool) -> Entry | None:
+    """The entry with the largest difference among those looked at; None where none could be measured.
+
+    ``scaled``: all are known to be wrong by one factor.
+    """
     base = probe.leaves[which].base
     drawn = [c * ~probe.bent[k] if k in probe.bent else c for k, c in enumerate(probe.cotangents())]
     length = math.hypot(*map(length_of, drawn)) or 1.0
@@ -48,7 +51,7 @@ def worst_entry(probe: Probe, which: int) -> Entry | None:
     flat = analytic.reshape(-1)
     search = _Search(probe, which, cotangents, flat)
     largest = int(flat.abs().nan_to_num(0.0, 0.0).argmax())
-    if (entry := search.entry(largest)) is not None and search.is_factor(entry):
+    if (entry := search.entry(largest)) is not None and (scaled or search.is_factor(entry)):
         return entry
     if flat.numel() <= _ALL:
         candidates = list(range(flat.numel()))

@@ -51,6 +51,7 @@ class Judgement:
 
     whole: Verdict
     wrong: list[int] = field(default_factory=list)
+    scaled: list[int] = field(default_factory=list)  # those of the wrong ones that are off by one factor
     cut: list[int] = field(default_factory=list)
     untold: list[int] = field(default_factory=list)
 
@@ -156,6 +157,7 @@ def _sort(probe: Probe, chosen: list[int], found: Verdict, result: Judgement, wi
     elif not found.right:
         unconnected = found.best.unconnected[chosen[0]] and not probe.unit.strict
         (result.cut if unconnected else result.wrong).extend(chosen)
+        result.scaled += chosen if _by_one_factor(found.measures) else []
 
 
 def _faint(whole: Verdict, chosen: list[int]) -> list[int]:
