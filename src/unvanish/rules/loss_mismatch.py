@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from unvanish import reading
-from unvanish.rules import _flows, _terms
+from unvanish.rules import _collapse, _flows, _terms
 from unvanish.types import Evidence, Experiment, Finding, Flow, LossView, Moments, Site, Snapshot, Step
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
@@ -69,6 +69,7 @@ class LossMismatch(AbstractRule):
         yield from self._summed(flow)
         yield from self._outweighed(flow)
         yield from self._saturating(flow)
+        yield from self._collapsed(flow)
 
     def _twice(self, flow: Flow) -> Iterator[Finding]:
         """An activation that the loss applies itself, or one that it needs and does not get."""
@@ -256,6 +257,20 @@ class LossMismatch(AbstractRule):
                 flat[0].label,
             )  # fmt: skip
 
+    def _collapsed(self, flow: Flow) -> Iterator[Finding]:
+        """A loss that compares samples with one another, and is pleased if they are all alike."""
+        seen = _collapse.collapsed(flow)
+        if seen is not None:
+            yield self._finding(
+                flow, 0.8, f"The outputs of all samples become the same: at {seen.site.label} what differs between samples fell from "
+                f"{seen.before:.2g} to {seen.after:.1g} of the output, and the loss stands at {flow.steps[-1].loss:.3g}. So far the loss "
+                "rewards outputs that lie close together more than outputs that lie where they should. Expected: a loss "
+                "that no constant output pleases. Normalise the outputs, compare with less hard negatives (semi-hard, or all "
+                "pairs), and take a smaller learning rate; without negatives stop the gradient on one side.",
+                "normalise the embeddings, and mine semi-hard negatives or average over all pairs", seen.site.label,
+                "Schroff et al. 2015, arXiv:1503.03832, section 3.2; Chen and He 2021, arXiv:2011.10566 (collapse)",
+            )  # fmt: skip
+
     def _flat_sigmoid(self, sites: tuple[Site, ...]) -> list[Site]:
         """The last activation, if it is a saturated sigmoid that nothing but the loss reads."""
         last = [s for s in sites if s.kind == "activation"][-1:]
@@ -303,6 +318,8 @@ class LossMismatch(AbstractRule):
         for level, share in ((0.9, 0.05), (1.02, 0.7)):
             one = replace(several, term_share=share)
             flows.append(replace(base, loss=one, experiments=(), steps=_looked_at(level), origin="run"))
+        for kind, end, stands in (("other", 0.1, True), ("other", 1e-5, False), ("mse", 1e-5, True)):
+            flows.append(_growing_alike(replace(base, loss=replace(base.loss, kind=kind)), end, stands=stands))
         return (*flows, replace(base, loss=inside))
 
     @classmethod
@@ -341,7 +358,31 @@ class LossMismatch(AbstractRule):
         mixed = replace(_flows.plain(), mixed="lstm")
         small = replace(outweighed.loss, term_share=0.05)
         trained = replace(falling, loss=small, experiments=(), steps=_looked_at(1.02), origin="run")
-        return (*(replace(base, loss=one) for one in changed), player, summed, constant, outweighed, mixed, trained)
+        alike = _growing_alike(replace(_flows.plain(), loss=replace(loss, kind="other", floor=None)), 1e-5, stands=True)
+        return (
+            *(replace(base, loss=one) for one in changed),
+            player,
+            summed,
+            constant,
+            outweighed,
+            mixed,
+            trained,
+            alike,
+        )
+
+
+def _growing_alike(flow: Flow, end: float, *, stands: bool) -> Flow:
+    """The loss compares all pairs; from look to look less differs between samples, down to ``end``; it stands or falls."""
+    pairs = Site("", "sub", "loss", len(flow.sites), (64, 64, 32))
+    looks = []
+    for k in range(6):
+        moments = Moments(2048, 0.5, 0.0, 0.35 * (end / 0.7) ** (k / 5))
+        looks.append((*(replace(s, forward=moments) for s in flow.sites), pairs))
+    later = tuple(Snapshot(5 * k, sites, flow.parameters) for k, sites in enumerate(looks) if k)
+    steps = tuple(
+        replace(step, loss=0.5 + (0.1 * 0.8**i if stands else 0.01 * (30 - i))) for i, step in enumerate(flow.steps)
+    )
+    return replace(flow, sites=looks[0], snapshots=later, steps=steps)
 
 
 def _looked_at(level: float) -> tuple[Step, ...]:
