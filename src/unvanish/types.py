@@ -216,7 +216,7 @@ class InputView:
 
 @dataclass(frozen=True, slots=True)
 class OptimizerView:
-    """The user's optimizer: class name, learning rates of its groups, eps, weight decay."""
+    """The user's optimizer: class name, learning rates of its groups, eps, weight decay; or is the loss made larger?"""
 
     name: str
     learning_rates: tuple[float, ...]
@@ -224,6 +224,7 @@ class OptimizerView:
     weight_decay: float = 0.0
     adaptive: bool = False
     given: bool = True
+    maximize: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,8 +264,9 @@ class Experiment:
     """An intervention on a copy: train on one fixed batch with one lever moved; the losses tell.
 
     ``lever`` is "none" (the user's own setting), "learning-rate", "learning-rate-in-training" (on changing batches),
-    "eps" (the optimizer's), "inputs-standardized", "targets-standardized" or "float32" (all weights and data in full
-    precision); ``factor`` what the lever was multiplied by.  ``floor`` is the constant predictor's loss on that batch.
+    "eps" and "weight-decay" (the optimizer's), "dropout" (its modules' probability), "inputs-standardized",
+    "targets-standardized" or "float32" (all weights and data in full precision); ``factor`` what it was multiplied by.
+    ``floor`` is the constant predictor's loss on that batch.
     "term" is the user's own setting too, with the losses of one term of several; so is "term-alone", where this term
     alone is trained on.
     """
@@ -274,6 +276,8 @@ class Experiment:
         "learning-rate",
         "learning-rate-in-training",
         "eps",
+        "weight-decay",
+        "dropout",
         "inputs-standardized",
         "targets-standardized",
         "float32",

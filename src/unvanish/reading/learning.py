@@ -77,7 +77,7 @@ def improves(flow: Flow) -> bool | None:
     own = trains(flow) if flow.origin == "run" and len(flow.steps) >= _LONG else None
     if own is not None and flow.loss.floor is not None:
         return own >= 0.05
-    return not at_floor(flow) and (reached >= 0.1 or decline(flow) >= 0.1)
+    return not at_floor(flow) and (reached >= 0.1 or (decline(flow) >= 0.1 and not _ends_at_floor(flow)))
 
 
 def at_floor(flow: Flow) -> bool:
@@ -86,6 +86,13 @@ def at_floor(flow: Flow) -> bool:
     if floor is None or reached is None or reached >= LEARNS or not flow.steps:
         return False
     return abs(flow.steps[-1].loss - floor) < _AT_FLOOR * floor
+
+
+def _ends_at_floor(flow: Flow) -> bool:
+    """Did the attempt to learn one batch by heart only come down to the constant predictor's loss?"""
+    floor, losses = flow.loss.floor, next((e.losses for e in flow.experiments if e.lever == "none"), ())
+    late = losses[-max(1, len(losses) // 5) :]
+    return floor is not None and floor > 0 and bool(late) and abs(statistics.median(late) / floor - 1) < _AT_FLOOR
 
 
 def converged(flow: Flow) -> bool:

@@ -58,6 +58,11 @@ def decayed(flow: Flow) -> float | None:
     return math.exp(min(statistics.median(falls), 700.0))
 
 
+def learns_without_decay(flow: Flow) -> bool:
+    """Weight decay alone keeps it from learning: without, the same network does."""
+    return reading.best_lever(flow, "weight-decay", above=-1.0) is not None and not reading.learns(flow)
+
+
 def _fall(before: Parameter, after: Parameter) -> float:
     assert before.log_weight is not None, "chosen so"
     return -math.inf if after.log_weight is None else before.log_weight - after.log_weight

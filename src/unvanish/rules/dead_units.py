@@ -12,6 +12,7 @@ from unvanish.types import Evidence, Finding, Flow, Site, Snapshot
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
 
+_DROPOUTS = ("mul", "native_dropout", "fused_dropout")
 _BY_HAND = ("mul", "where", "maximum", "masked_fill")  # by a mask or with zeros: nothing else carries a gradient
 
 
@@ -25,6 +26,8 @@ class DeadUnits(AbstractRule):
     healthy.  Of rectifiers written by hand (a mask, where, maximum) it counts that none of the gradient passes.  Death has
     a cause upstream, and the report names the event: there from the start (a large negative bias or weights), or after the
     step that killed them (learning rate).
+
+    Dropout with a probability near 1 silences nearly all units in turn, and little is left to learn with.
 
     Cure the cause first, then reset: bias 0 and He weights for the layer, a smaller learning rate or a warm-up,
     standardised inputs; LeakyReLU, GELU or SiLU cannot die entirely.
@@ -45,6 +48,8 @@ class DeadUnits(AbstractRule):
     def check(self, flow: Flow) -> Finding | None:
         if reading.learns(flow):
             return None
+        if reading.best_lever(flow, "dropout", above=-1.0) is not None:
+            return self._silenced(flow)
         at_start = self._dead(flow.sites)
         if at_start:
             return self._finding(flow, at_start, "from the first step on: weights or bias push every input below 0")
@@ -77,6 +82,24 @@ class DeadUnits(AbstractRule):
             if arrives and below[site.order] and all(s.log_grad_out == -math.inf for s in below[site.order]):
                 found.append(site)
         return found
+
+    def _silenced(self, flow: Flow) -> Finding:
+        """Dropout leaves too little: with its modules switched off the same network learns."""
+        places = reading.names(s for s in flow.sites if s.op in _DROPOUTS and s.kind == "other" and ":" not in s.label)
+        return Finding(
+            cause=self.cause,
+            where=places or ("dropout",),
+            confidence=0.85,
+            severity="high",
+            evidence=reading.learning_evidence(flow),
+            message=(
+                "Dropout silences so many units at each step that the rest learns nothing: with its modules switched off the same "
+                "network learns. Expected: a probability of 0.1 to 0.5, which is the share that is silenced, not the share that is "
+                "kept. Lower p."
+            ),
+            remedies=("set dropout to p = 0.1 to 0.5: p is the share of units that is silenced",),
+            source="Srivastava et al. 2014, Dropout, JMLR 15, appendix A.4",
+        )
 
     def _shut(self, flow: Flow, masked: list[Site]) -> Finding:
         last = masked[-1]
@@ -134,7 +157,12 @@ class DeadUnits(AbstractRule):
     def sick(cls) -> tuple[Flow, ...]:
         base = _flows.plain(activation="relu", stuck=True)
         killed = Snapshot(10, _flows.with_site(base, 3, dead=1.0).sites, base.parameters)
-        return (_flows.with_site(base, 3, dead=0.97), replace(base, snapshots=(killed,)), cls._by_mask(-math.inf))
+        return (
+            _flows.with_site(base, 3, dead=0.97),
+            replace(base, snapshots=(killed,)),
+            cls._by_mask(-math.inf),
+            _flows.lever(base, "dropout", 0.0),
+        )
 
     @staticmethod
     def _by_mask(below: float) -> Flow:

@@ -56,7 +56,8 @@ class LearningRateHigh(AbstractRule):
             return None
         if self._piles_up(flow):
             return self._never_zeroed(flow)
-        if (shrunk := _downfall.decayed(flow)) is not None:
+        shrunk = _downfall.decayed(flow)
+        if shrunk is not None or _downfall.learns_without_decay(flow):
             return self._decayed(flow, shrunk)
         if (rates := _downfall.unlearnt(flow)) is not None:
             return self._unlearnt(flow, *rates)
@@ -130,18 +131,22 @@ class LearningRateHigh(AbstractRule):
             remedies=(f"keep the learning rate near {taught:.3g} to the end", *self.remedies[1:]),
         )
 
-    def _decayed(self, flow: Flow, shrunk: float) -> Finding:
+    def _decayed(self, flow: Flow, shrunk: float | None) -> Finding:
+        """``shrunk``: how far the weights were seen to; None where the network was seen to learn without the decay."""
         assert flow.optimizer is not None, "its decay was seen"
         decay = flow.optimizer.weight_decay
+        proof = "without it the same network learns"
+        if shrunk is not None:
+            proof = (
+                f"they are {_words.times(shrunk)} times smaller than at the start, and the network has learnt nothing"
+            )
+        by = () if shrunk is None else (Evidence("weights before / weights now", shrunk, "", "0.5 to 2"),)
         return self._told(
             confidence=0.9,
-            evidence=(
-                Evidence("weights before / weights now", shrunk, "", "0.5 to 2"),
-                Evidence("weight decay", decay, "", "1e-5 to 1e-1"),
-            ),
+            evidence=(*by, Evidence("weight decay", decay, "", "1e-5 to 1e-1")),
             message=(
-                f"The optimizer's weight_decay of {decay:.3g} pulls all weights to zero: they are {_words.times(shrunk)} times smaller "
-                "than at the start, and the network has learnt nothing. Expected: a decay far weaker than the gradient. "
+                f"The optimizer's weight_decay of {decay:.3g} pulls all weights to zero: {proof}. "
+                "Expected: a decay far weaker than the gradient. "
                 f"Set weight_decay to 1e-4, or to 1e-2 in AdamW."
             ),
             remedies=("set weight_decay to 1e-4, or to 1e-2 in AdamW",),
@@ -232,6 +237,9 @@ class LearningRateHigh(AbstractRule):
             replace(_flows.plain(), steps=cls._kept(stuck=False, shares=(0.9,) * 8)[:20]),
             replace(fired, steps=cls._scheduled(2.3)),
             cls._shrunk(decay=1.0),
+            _flows.lever(
+                replace(fired, optimizer=OptimizerView("Adam", (1e-3,), weight_decay=1.0)), "weight-decay", 0.0
+            ),
         )
 
     @staticmethod

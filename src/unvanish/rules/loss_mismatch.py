@@ -9,12 +9,13 @@ from typing import ClassVar, Literal
 
 from unvanish import reading
 from unvanish.rules import _collapse, _flows, _terms
-from unvanish.types import Evidence, Experiment, Finding, Flow, LossView, Moments, Site, Snapshot, Step
+from unvanish.types import Evidence, Experiment, Finding, Flow, LossView, Moments, OptimizerView, Site, Snapshot, Step
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
 
 _RANGES = {"sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "relu": (0.0, math.inf)}
 _DISTANCES = ("mse", "l1", "smooth_l1", "huber")
+_ERRORS = (*_DISTANCES, "cross_entropy", "bce", "bce_with_logits")  # never negative
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class LossMismatch(AbstractRule):
     """
 
     outside: float = 0.05
+    bounded: float = 0.3  # nats that a perfect answer keeps
     saturated: float = 0.7
     all_saturated: float = 0.95
     flat: float = 5.0  # nats
@@ -65,11 +67,26 @@ class LossMismatch(AbstractRule):
         yield from self._constant_output(flow)
         yield from self._signs(flow)
         yield from self._range(flow)
+        yield from self._upwards(flow)
         yield from self._flat_loss(flow)
         yield from self._summed(flow)
         yield from self._outweighed(flow)
         yield from self._saturating(flow)
         yield from self._collapsed(flow)
+
+    def _upwards(self, flow: Flow) -> Iterator[Finding]:
+        """The training makes worse what it should make better: an error is made as large as can be."""
+        turned = flow.optimizer is not None and flow.optimizer.given and flow.optimizer.maximize
+        played = flow.others or any(
+            p.reached and p.in_optimizer is False for p in flow.parameters
+        )  # against another net
+        if flow.loss.kind in _ERRORS and flow.loss.terms <= 1 and not played and (flow.loss.value < 0) != turned:
+            what = "the optimizer has maximize=True" if turned else "it has the sign turned"
+            yield self._finding(
+                flow, 0.93, f"The loss is a {flow.loss.kind} and {what}: every step makes the answers worse. Expected: an error, "
+                f"made small. {'Leave out maximize=True' if turned else 'Take the minus away'}.",
+                "leave out maximize=True" if turned else "take the minus sign in front of the loss away",
+            )  # fmt: skip
 
     def _twice(self, flow: Flow) -> Iterator[Finding]:
         """An activation that the loss applies itself, or one that it needs and does not get."""
@@ -89,6 +106,13 @@ class LossMismatch(AbstractRule):
                 flow, 0.97, f"CrossEntropyLoss is given the output of a {feeding}. It expects raw logits and applies "
                 f"log-softmax itself, so all logits lie in [0, 1] and the loss cannot fall to 0. Remove the {feeding}.",
                 f"remove the {feeding} before the loss",
+            )  # fmt: skip
+        bound = math.log1p(((flow.loss.classes or 1) - 1) * math.exp(-2))
+        if kind == "cross_entropy" and feeding == "tanh" and bound > self.bounded:
+            yield self._finding(
+                flow, 0.88, f"CrossEntropyLoss is given the output of a tanh: all logits lie in [-1, 1], and with {flow.loss.classes} "
+                f"classes even a perfect answer keeps a loss of {bound:.2g}. Expected: raw logits. Remove the tanh.",
+                "remove the tanh before the loss",
             )  # fmt: skip
         if kind == "bce_with_logits" and feeding in ("softmax", "sigmoid"):
             yield self._finding(
@@ -304,6 +328,7 @@ class LossMismatch(AbstractRule):
             ("bce", "sigmoid"),
         ]
         flows = [replace(base, loss=replace(base.loss, kind=kind, feeding=op)) for kind, op in fed]
+        flows.append(replace(base, loss=replace(base.loss, feeding="tanh", classes=2)))
         flows.append(replace(base, loss=replace(base.loss, kind="other", terms=2, parts=tuple(fed))))
         flows.append(replace(base, loss=replace(base.loss, kind="bce_with_logits", target_range=(0.0, 1.0))))
         flows.append(replace(base, loss=replace(base.loss, kind="hinge", target_range=(-1.0, 1.0))))
@@ -320,7 +345,12 @@ class LossMismatch(AbstractRule):
             flows.append(replace(base, loss=one, experiments=(), steps=_looked_at(level), origin="run"))
         for kind, end, stands in (("other", 0.1, True), ("other", 1e-5, False), ("mse", 1e-5, True)):
             flows.append(_growing_alike(replace(base, loss=replace(base.loss, kind=kind)), end, stands=stands))
-        return (*flows, replace(base, loss=inside))
+        fooled = replace(
+            base,
+            loss=replace(base.loss, value=-2.3),
+            parameters=(_flows.parameter("critic.0.weight", in_optimizer=False, reached=True),),
+        )
+        return (*flows, replace(base, loss=inside), fooled)
 
     @classmethod
     def sick(cls) -> tuple[Flow, ...]:
@@ -338,6 +368,8 @@ class LossMismatch(AbstractRule):
             replace(loss, kind="hinge", target_range=(0.0, 1.0)),
             replace(loss, kind="other", terms=2, parts=(("mse", "linear"), ("cross_entropy", "softmax"))),
             replace(loss, feeding="linear", normalized_axis=0, output_shape=(64, 10)),
+            replace(loss, feeding="tanh"),
+            replace(loss, value=-2.3, floor=-2.3),
         )
         sure = Site(
             "critic.3", "sigmoid", "activation", 9, (64, 1), log_grad_out=-2.0, log_grad_in=-11.5, reference=math.log(0.25),
@@ -361,6 +393,7 @@ class LossMismatch(AbstractRule):
         alike = _growing_alike(replace(_flows.plain(), loss=replace(loss, kind="other", floor=None)), 1e-5, stands=True)
         return (
             *(replace(base, loss=one) for one in changed),
+            replace(base, optimizer=OptimizerView("SGD", (0.1,), maximize=True)),
             player,
             summed,
             constant,

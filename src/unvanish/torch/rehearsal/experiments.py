@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import LBFGS, Optimizer
 
 from unvanish import reading
@@ -28,6 +29,10 @@ from unvanish.types import Experiment, Flow
 _FACTORS = (0.1, 0.01, 10.0, 100.0)
 _SLOWER = (0.1, 0.01)
 _USUAL_EPS, _LARGE_EPS = 1e-8, 1e-3
+_STRONG_DECAY, _STRONG_DROPOUT = 0.02, 0.7
+_SETTINGS = {
+    "learning-rate": "lr", "learning-rate-in-training": "lr", "eps": "eps", "weight-decay": "weight_decay",
+}  # fmt: skip
 _BRISK, _IDLE = 0.1, 0.1  # update / weight, in the first steps, of a training that removes so little
 _GOOD_RATIOS = (0.01, 0.1)  # update / weight of a brisk but sound step
 _PATIENCE = 3  # a loss that still falls gets up to four times the steps
@@ -63,12 +68,13 @@ class Attempt:
         """
         model, optimizer, objective = self._copied()
         batches, floor = self.batches[:1], self.floor
-        if lever.startswith("learning-rate"):
-            _scale(optimizer, "lr", factor)
         if lever == "learning-rate-in-training":
             batches = self.batches
-        if lever == "eps":
-            _scale(optimizer, "eps", factor)
+        if lever in _SETTINGS:
+            _scale(optimizer, _SETTINGS[lever], factor)
+        if lever == "dropout":
+            for module in _dropouts(model):
+                module.p *= factor
         if lever == "float32":
             model.float()
             optimizer.state.clear()
@@ -185,6 +191,8 @@ def experiments(
             levers.append(("float32", 1.0))
         levers += [("learning-rate", factor) for factor in _factors(flow)]
         levers += [("eps", _USUAL_EPS / eps) for eps in _large_eps(flow)]
+        levers += [("weight-decay", 0.0)] if _decays_strongly(flow) else []
+        levers += [("dropout", 0.0)] if any(module.p >= _STRONG_DROPOUT for module in _dropouts(model)) else []
     if reached >= reading.LEARNS and len(batches) > 1 and _too_brisk(flow):
         levers += [("learning-rate-in-training", factor) for factor in _SLOWER]
     return (
@@ -216,7 +224,7 @@ def _factors(flow: Flow) -> tuple[float, ...]:
     if flow.optimizer is None or not flow.optimizer.given or max(flow.optimizer.learning_rates, default=0) == 0:
         return ()
     ratio = flow.steps[0].update_ratio if flow.steps else None
-    if ratio is None or not 0 < ratio < math.inf or _GOOD_RATIOS[0] / 200 <= ratio <= 200 * _GOOD_RATIOS[1]:
+    if ratio is None or not 0 < ratio < math.inf or _GOOD_RATIOS[0] / 20 <= ratio <= 200 * _GOOD_RATIOS[1]:
         return _FACTORS
     return (*_FACTORS, *(good / ratio for good in _GOOD_RATIOS))
 
@@ -226,6 +234,15 @@ def _large_eps(flow: Flow) -> tuple[float, ...]:
     view = flow.optimizer
     large = view is not None and view.given and view.adaptive and (view.eps or 0.0) > _LARGE_EPS
     return (view.eps,) if large and view is not None and view.eps is not None else ()
+
+
+def _decays_strongly(flow: Flow) -> bool:
+    return flow.optimizer is not None and flow.optimizer.given and flow.optimizer.weight_decay >= _STRONG_DECAY
+
+
+def _dropouts(model: nn.Module) -> list[Any]:
+    """The modules that silence units at random."""
+    return [m for m in model.modules() if isinstance(m, _DropoutNd) and m.training]
 
 
 def _too_brisk(flow: Flow) -> bool:

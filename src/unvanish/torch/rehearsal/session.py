@@ -219,6 +219,7 @@ def view_optimizer(optimizer: Optimizer, given: bool) -> OptimizerView:
         weight_decay=max(float(group.get("weight_decay", 0) or 0) for group in groups),
         adaptive=any(kind in name.lower() for kind in _ADAPTIVE),
         given=given,
+        maximize=all(bool(group.get("maximize")) for group in groups),
     )
 
 

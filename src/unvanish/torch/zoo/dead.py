@@ -83,3 +83,18 @@ def batchnorm_beta_dead(ill: bool) -> Program:
     )
     nn.init.constant_(model[4].bias, -6.0 if ill else 0.0)  # type: ignore[arg-type]
     return Program(model, table("breast_cancer"), torch.optim.Adam(model.parameters(), lr=1e-3), F.cross_entropy)
+
+
+@sick(
+    "dead-units",
+    "2",
+    "5",
+    "dropout",
+    why="The share to keep was given as the share to silence: 95 % of units are off at each step.",
+)
+def dropout_keeps_little(ill: bool) -> Program:
+    p = 0.95 if ill else 0.05
+    model = nn.Sequential(
+        nn.Linear(64, 128), nn.ReLU(), nn.Dropout(p), nn.Linear(128, 128), nn.ReLU(), nn.Dropout(p), nn.Linear(128, 10)
+    )  # fmt: skip
+    return Program(model, digits(), torch.optim.Adam(model.parameters(), lr=1e-3), F.cross_entropy)

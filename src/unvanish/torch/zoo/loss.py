@@ -236,3 +236,33 @@ def reshaped_tags(ill: bool) -> Program:
     x = torch.randint(20, (16, 32, 24))
     batches = [(one, (one + one.roll(1, 1)) % 6) for one in x]
     return Program(model, batches, torch.optim.Adam(model.parameters(), lr=3e-3), nn.CrossEntropyLoss())
+
+
+@sick("loss-mismatch", "loss", why="The sign is turned, as for a score that is to be large.")
+def negative_cross_entropy(ill: bool) -> Program:
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+
+    def loss(logits: Tensor, target: Tensor) -> Tensor:
+        error = F.cross_entropy(logits, target)
+        return -error if ill else error
+
+    return Program(model, digits(), torch.optim.Adam(model.parameters(), lr=1e-3), loss)
+
+
+@sick("loss-mismatch", "loss", why="The optimizer was copied from a score that is to be large: maximize=True.")
+def maximized_error(ill: bool) -> Program:
+    model = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 1))
+    batches = [(x[:, :8], x[:, 8:9]) for x, _ in table("diabetes")]
+    return Program(model, batches, torch.optim.Adam(model.parameters(), lr=3e-3, maximize=ill), nn.MSELoss())
+
+
+@sick(
+    "loss-mismatch",
+    "loss",
+    r"\d",
+    why="The logits pass a tanh: a perfect answer keeps 0.8 nats, others stay far above.",
+)
+def tanh_logits(ill: bool) -> Program:
+    last = nn.Tanh() if ill else nn.Identity()
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10), last)
+    return Program(model, digits(), torch.optim.Adam(model.parameters(), lr=3e-3), nn.CrossEntropyLoss())

@@ -212,3 +212,10 @@ def vit_tenth(ill: bool) -> Program:
         model, digits(image=True), torch.optim.Adam(model.parameters(), lr=rate),
         nn.CrossEntropyLoss(label_smoothing=0.05),
     )  # fmt: skip
+
+
+@sick("learning-rate-high", "optimizer", why="An L2 penalty of 1 in Adam: the decay is all that its steps follow.")
+def adam_decay_of_one(ill: bool) -> Program:
+    model = MLP()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1.0 if ill else 1e-4)
+    return Program(model, digits(), optimizer, F.cross_entropy)
