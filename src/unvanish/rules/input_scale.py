@@ -24,6 +24,8 @@ class InputScale(AbstractRule):
     heart once inputs (or targets) are standardised.  A normalisation layer before the first weights makes raw inputs
     harmless.
 
+    Inputs that are one and the same for all samples (a file that failed to load, a scale of 0) hold nothing to learn from.
+
     Cure: standardise per feature, (x - mean) / std over the training set; divide pixels by 255; take logs of long-tailed
     quantities; scale regression targets and scale predictions back.
     """
@@ -54,7 +56,32 @@ class InputScale(AbstractRule):
     def check(self, flow: Flow) -> Finding | None:
         if flow.nonfinite is not None and flow.nonfinite.direction == "input":
             return None
-        return self._inputs(flow) or self._targets(flow)
+        return self._alike(flow) or self._inputs(flow) or self._targets(flow)
+
+    def _alike(self, flow: Flow) -> Finding | None:
+        """Nothing in the inputs tells one sample from another."""
+        seen = [view.moments for view in flow.inputs if view.moments is not None]
+        spreads = [m.batch_std for m in seen if m.batch_std is not None and m.rms < math.inf]
+        same = bool(spreads) and len(spreads) == len(flow.inputs) == len(seen) and not any(spreads)
+        if not same or reading.learns(flow):
+            return None
+        return Finding(
+            cause=self.cause,
+            where=("input",),
+            confidence=0.95,
+            severity="high",
+            evidence=(
+                Evidence("standard deviation over the batch", 0.0, "", "about 1"),
+                *reading.learning_evidence(flow),
+            ),
+            message=(
+                "All samples of the batch are the same: the inputs do not differ from one row to the next, so no network can "
+                "tell them apart. Expected: another input for each sample. Print two rows of a batch, and look at how "
+                "they are loaded, scaled and masked."
+            ),
+            remedies=("look at the data: print two rows of a batch as the network gets it",),
+            source=self.source,
+        )
 
     def _inputs(self, flow: Flow) -> Finding | None:
         odd = [view for view in flow.inputs if self._odd(view)]
@@ -132,7 +159,7 @@ class InputScale(AbstractRule):
 
     def _targets(self, flow: Flow) -> Finding | None:
         target = flow.loss.target
-        if target is None or target.rms <= self.target_rms or not self._distance(flow, target):
+        if target is None or not target.rms > self.target_rms or not self._distance(flow, target):  # NaN is not raw
             return None
         if (reading.progress(flow) or 0.0) >= self.enough:
             return None
@@ -179,7 +206,13 @@ class InputScale(AbstractRule):
             _flows.plain(inputs=(usual,), stuck=True),
             _flows.plain(inputs=(replace(raw, normalized_first=True),), stuck=True),
             _flows.plain(inputs=(InputView("input", (64, 12), "int64"),), stuck=True),
+            _flows.plain(inputs=(usual, cls._constant()), stuck=True),
+            _flows.plain(inputs=(cls._constant(),)),
         )
+
+    @staticmethod
+    def _constant() -> InputView:
+        return InputView("input", (64, 8), "float32", Moments(512, 1.0, 0.2, 0.0, 3.0))
 
     @classmethod
     def sick(cls) -> tuple[Flow, ...]:
@@ -189,6 +222,7 @@ class InputScale(AbstractRule):
         by_heart = replace(stuck, experiments=(values,))
         prices = LossView(4e10, "mse", 1e10, target=Moments(64, 2e5, 1.8e5, 8e4, 5e5), target_range=(2e4, 5e5))
         return (
+            _flows.plain(inputs=(cls._constant(),), stuck=True),
             _flows.lever(stuck, "inputs-standardized"),
             _flows.with_site(stuck, 1, saturated=0.99),
             _flows.with_site(by_heart, 1, saturated=0.99, forward=Moments(2048, 1.0, 0.1, 1e-3)),

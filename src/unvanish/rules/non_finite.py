@@ -60,7 +60,7 @@ class NonFiniteRule(AbstractRule):
             hint = "lower the learning rate, and look at eps: float16 rounds 1e-8 to 0"
         return Finding(
             cause=self.cause,
-            where=("input",) if born.direction == "input" else (born.where,),
+            where=(born.where,),
             confidence=self.overflow_confidence if overflow else 0.98,
             severity="high",
             evidence=(Evidence("first non-finite value at step", born.step, "", "never"),),
@@ -73,7 +73,7 @@ class NonFiniteRule(AbstractRule):
     def _event(born: NonFinite) -> str:
         detail = born.detail or "its inputs were finite"
         if born.direction == "input":
-            return f"The data hold NaN or Inf at step {born.step}: {detail}"
+            return f"The data ({born.where}) hold NaN or Inf at step {born.step}: {detail}"
         if born.direction == "parameter":
             return f"The weight {born.where} is NaN or Inf at step {born.step}: an update made it so"
         return f"The first NaN or Inf is born in `{born.op}` at {born.where} ({born.direction} pass, step {born.step}); {detail}"

@@ -17,7 +17,7 @@ from unvanish.torch.probe.norms import dense, norms
 from unvanish.torch.probe.scopes import clean
 from unvanish.torch.rehearsal.copies import Working
 from unvanish.torch.rehearsal.objective import Objective, fresh
-from unvanish.torch.views.births import find_backward_birth, find_bad_source, find_forward_birth
+from unvanish.torch.views.births import find_backward_birth, find_bad_data, find_bad_source, find_forward_birth
 from unvanish.torch.views.observe import observe
 from unvanish.torch.views.parameters import Updates, with_updates
 from unvanish.types import NonFinite, Parameter, Snapshot, Step
@@ -113,6 +113,7 @@ def find_birth(model: nn.Module, optimizer: Optimizer, objective: Objective, bat
     if source is not None:
         return source
     born = find_forward_birth(names_of(model), lambda: objective.run(model, batch), step)
+    born = born or find_bad_data(batch, "target", step)  # last, for a loss may leave out targets that are NaN
     if born is not None:
         return born
     optimizer.zero_grad()

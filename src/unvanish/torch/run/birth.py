@@ -44,6 +44,10 @@ def find_birth(graph: Graph | None, scopes: Scopes, names: Names) -> NonFinite |
         if not _finite(leaf):
             name = names.parameters.get(key, "an input")
             return NonFinite(name, "parameter", "parameter", 0, "the weights themselves are not finite")
+    for vertex in graph.vertices:
+        target = getattr(vertex.node, "_saved_target", None) if vertex.kind == "loss" and readable(vertex) else None
+        if isinstance(target, Tensor) and not _finite(target):
+            return NonFinite("target", "data", "input", 0, _count(target))
     named = Namer(scopes, names).names(graph, scopes.owners([vertex.number for vertex in graph.vertices]))
     bad = _bad_outputs(graph)
     suspects = [v for v in graph.vertices if id(v) in bad] or [v for v in graph.vertices if v.op in _ENDLESS][-1:]
@@ -104,6 +108,10 @@ def _saved(vertex: Vertex, *, outputs: bool) -> list[Tensor]:
 def _finite(tensor: Tensor) -> bool:
     plain = tensor.layout == torch.strided and (tensor.is_floating_point() or tensor.is_complex())
     return not plain or bool(torch.isfinite(tensor).all())
+
+
+def _count(tensor: Tensor) -> str:
+    return f"{int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} values"
 
 
 def _range(tensors: list[Tensor]) -> str:

@@ -50,13 +50,21 @@ def find_forward_birth(names: Names, forward: Callable[[], object], step: int) -
 
 def find_bad_source(inputs: object, named: Iterable[tuple[str, Tensor]], step: int) -> NonFinite | None:
     """NaN or Inf that was there before any op ran: in the data, or in a parameter."""
-    for position, tensor in enumerate(tensors_in(inputs)):
-        if _bad(tensor):
-            count = int((~torch.isfinite(tensor)).sum())
-            return NonFinite("input", "data", "input", step, f"{count} of {tensor.numel()} values of tensor {position}")
+    data = find_bad_data(inputs, "input", step)
+    if data is not None:
+        return data
     for name, parameter in named:
         if _bad(parameter):
             return NonFinite(name, "parameter", "parameter", step, "the weights themselves are not finite")
+    return None
+
+
+def find_bad_data(values: object, where: str, step: int) -> NonFinite | None:
+    """NaN or Inf in what the program was given."""
+    for position, tensor in enumerate(tensors_in(values)):
+        if _bad(tensor):
+            count = int((~torch.isfinite(tensor)).sum())
+            return NonFinite(where, "data", "input", step, f"{count} of {tensor.numel()} values of tensor {position}")
     return None
 
 

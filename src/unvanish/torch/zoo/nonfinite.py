@@ -190,3 +190,12 @@ class CosineNet(nn.Module):
 def acos_domain(ill: bool) -> Program:
     model = CosineNet(1.5 if ill else 0.98)
     return Program(model, digits(image=True), torch.optim.Adam(model.parameters(), lr=1e-2), F.cross_entropy)
+
+
+@sick("non-finite", "target", why="One target of the table is missing: NaN.")
+def missing_target(ill: bool) -> Program:
+    model = nn.Sequential(nn.Linear(9, 32), nn.ReLU(), nn.Linear(32, 1))
+    batches = [(x[:, :9], x[:, 9:].clone()) for x, _ in table("diabetes")]
+    if ill:
+        batches[0][1][5] = math.nan
+    return Program(model, batches, torch.optim.Adam(model.parameters(), lr=3e-3), nn.MSELoss())

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unvanish.torch.zoo._case import Program, sick
-from unvanish.torch.zoo._data import Batches, column, pixels, table
+from unvanish.torch.zoo._data import Batches, column, digits, pixels, table
 
 # mypy: disable-error-code="no-any-return"
 
@@ -188,3 +188,10 @@ def diabetes_raw_sigmoid(ill: bool) -> Program:
         batches = [((a - x.mean(0)) / x.std(0), y) for a, y in batches]
     batches = column([(a, (y - 152.0) / 77.0) for a, y in batches])
     return Program(model, batches, torch.optim.Adam(model.parameters(), lr=1e-2), nn.MSELoss())
+
+
+@sick("input-scale", "input", why="The images of a batch are all the first one: an index that was never moved.")
+def same_image_for_all(ill: bool) -> Program:
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    batches = [(x[:1].expand_as(x).clone() if ill else x, y) for x, y in digits()]
+    return Program(model, batches, torch.optim.Adam(model.parameters(), lr=3e-3), F.cross_entropy)
