@@ -103,3 +103,11 @@ def test_frozen_parameters_are_mentioned_only_where_nothing_is_learnt():
     notes = [rank(replace(one, parameters=(*one.parameters, frozen)), []).notes for one in (stuck, fine)]
     assert [any("frozen" in note for note in told) for told in notes] == [True, False]
     assert not any("frozen" in note for note in rank(stuck, []).notes)
+
+
+def test_layers_with_nothing_between_them_are_noted_where_they_do_not_learn():
+    stuck, fine = _flows.plain(stuck=True), _flows.plain()
+    bare = tuple(s for s in stuck.sites if s.kind == "linear")
+    chained = tuple(replace(s, order=k, inputs=(k - 1,) if k else ()) for k, s in enumerate(bare))
+    for flow, told in ((replace(stuck, sites=chained), True), (replace(fine, sites=chained), False), (stuck, False)):
+        assert any("one linear map" in note for note in rank(flow, []).notes) == told

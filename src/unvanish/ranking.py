@@ -74,6 +74,8 @@ def _notes(flow: Flow) -> tuple[str, ...]:
     frozen = sum(not p.requires_grad for p in flow.parameters)
     if frozen and reading.improves(flow) is False:
         notes.append(f"{frozen} of {len(flow.parameters)} parameters are frozen (requires_grad=False)")
+    if reading.linear(flow) and not reading.learns(flow):
+        notes.append("no activation stands between its layers, which together are one linear map")
     notes += [f"a state is cut off from its history: {cut.detail}" for cut in flow.cuts if cut.calls]
     if reached is None and not flow.experiments:
         notes.append("learning was not tried")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from unvanish.types import Flow, Parameter, Site, TimeProfile
 
 FALL = math.log(30)  # nats; smaller differences between first and last layer are met in every healthy net
+_STRAIGHT = ("add", "sub", "neg", "mean", "sum", "avg_pool2d", "adaptive_avg_pool2d")
 RECTIFIERS = ("relu", "relu6", "threshold", "clamp_min", "clamp", "hardswish", "hardshrink", "softshrink")
 
 
@@ -25,6 +26,14 @@ def body(flow: Flow) -> tuple[Site, ...]:
 def activations(flow: Flow) -> tuple[Site, ...]:
     """Activation sites in forward order."""
     return tuple(s for s in flow.sites if s.kind == "activation")
+
+
+def linear(flow: Flow) -> bool:
+    """Do layers stand one on the other with nothing between them that bends, so that they are as good as one?"""
+    bends = [s for s in flow.sites if s.kind not in ("linear", "convolution", "loss")]
+    weights = [s for s in flow.sites if s.kind in ("linear", "convolution")]
+    stacked = any(s.order in upper.inputs for s in weights for upper in weights)
+    return stacked and all(s.op in _STRAIGHT or s.order > weights[-1].order for s in bends)
 
 
 def fall(flow: Flow) -> float | None:
