@@ -216,7 +216,10 @@ class InputView:
 
 @dataclass(frozen=True, slots=True)
 class OptimizerView:
-    """The user's optimizer: class name, learning rates of its groups, eps, weight decay; or is the loss made larger?"""
+    """The user's optimizer: class name, learning rates of its groups, eps, weight decay, the momentum of plain SGD.
+
+    ``maximize``: it makes the loss larger.
+    """
 
     name: str
     learning_rates: tuple[float, ...]
@@ -225,6 +228,7 @@ class OptimizerView:
     adaptive: bool = False
     given: bool = True
     maximize: bool = False
+    momentum: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +268,7 @@ class Experiment:
     """An intervention on a copy: train on one fixed batch with one lever moved; the losses tell.
 
     ``lever`` is "none" (the user's own setting), "learning-rate", "learning-rate-in-training" (on changing batches),
+    "learning-rate-level" (all groups have the largest of them),
     "eps" and "weight-decay" (the optimizer's), "dropout" (its modules' probability), "inputs-standardized",
     "targets-standardized" or "float32" (all weights and data in full precision); ``factor`` what it was multiplied by.
     ``floor`` is the constant predictor's loss on that batch.
@@ -275,6 +280,7 @@ class Experiment:
         "none",
         "learning-rate",
         "learning-rate-in-training",
+        "learning-rate-level",
         "eps",
         "weight-decay",
         "dropout",

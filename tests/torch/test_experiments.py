@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adam
 
 from unvanish.torch.rehearsal.altered import features_last, movable, standardized, widened
-from unvanish.torch.rehearsal.experiments import Attempt
+from unvanish.torch.rehearsal.attempt import Attempt
 from unvanish.torch.rehearsal.objective import Objective
 from unvanish.types import Site
 

@@ -27,10 +27,10 @@ def best_lever(flow: Flow, lever: str, *, above: float = 0.0, below: float = mat
 
 def best_in_training(flow: Flow) -> Experiment | None:
     """The smaller learning rate that helped most on changing batches, if it removes at least 0.2 more of the loss."""
-    base = trains(flow) or 0.0
-    tried = [
-        e for e in flow.experiments if e.lever == "learning-rate-in-training" and (e.progress or 0.0) >= base + 0.2
-    ]
+    made = [e for e in flow.experiments if e.lever == "learning-rate-in-training"]
+    own = [e.progress or 0.0 for e in made if e.factor == 1]  # as long as the others
+    base = own[0] if own else trains(flow) or 0.0
+    tried = [e for e in made if e.factor < 1 and (e.progress or 0.0) >= base + 0.2]
     return max(tried, key=lambda e: e.progress or 0.0) if tried else None
 
 

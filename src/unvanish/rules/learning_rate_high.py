@@ -40,6 +40,7 @@ class LearningRateHigh(AbstractRule):
     idle: float = 0.02
     alive: float = 0.5
     dead: float = 0.85
+    heavy: float = 0.97
     looks: int = 3  # at gradients that were never taken away; one or two may be an accumulation over batches
     many: int = 6  # such looks: no accumulation lasts as long
     cause: ClassVar[Cause] = "learning-rate-high"
@@ -179,6 +180,9 @@ class LearningRateHigh(AbstractRule):
         rates = flow.optimizer.learning_rates if flow.optimizer else ()
         rate = max(rates, default=float("nan"))
         proof = f"with {rate * factor:.2g} (times {factor:g}) {proof}" if factor else proof
+        momentum = flow.optimizer.momentum if flow.optimizer else 0.0
+        if self.heavy <= momentum < 1:
+            proof += f"; a momentum of {momentum:g} makes {1 / (1 - momentum):.3g} times of it"
         return self._told(
             confidence=confidence,
             evidence=(

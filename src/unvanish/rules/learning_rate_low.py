@@ -69,6 +69,8 @@ class LearningRateLow(AbstractRule):
         if smaller is not None and flow.optimizer.eps is not None:
             what = f"The optimizer's eps of {flow.optimizer.eps:.3g}, and not the gradient's size, divides the steps"
             return self._finding(flow, 0.92, what, "set eps back to 1e-8")
+        if reading.best_lever(flow, "learning-rate-level") is not None:
+            return self._uneven(flow, rates)
         helped = reading.best_lever(flow, "learning-rate", above=1.0)
         factor = reading.relieves(flow, "learning-rate", above=1.0) if helped is None else helped.factor
         if factor is None or ratio is None or ratio > self.update or reading.decline(flow) > self.moves:
@@ -81,6 +83,18 @@ class LearningRateLow(AbstractRule):
             flow, 0.88, f"The learning rate {max(rates):.3g} is too low; with {rate:.2g} the same network {proof}",
             self._cure(flow, rate),
         )  # fmt: skip
+
+    def _uneven(self, flow: Flow, rates: tuple[float, ...]) -> Finding:
+        """Some groups have a rate far below that of the others: their weights stand."""
+        standing = [
+            p for p in reading.trainable(flow) if len(p.shape) > 1 and (p.log_update_ratio or 0) < math.log(self.stands)
+        ]
+        low, high = min(rates), max(rates)
+        found = self._finding(
+            flow, 0.9, f"A group of parameters has a learning rate of {low:.3g}, others have {high:.3g}; with {high:.3g} for all the "
+            "same network learns", f"give all groups a rate near {high:.3g}",
+        )  # fmt: skip
+        return replace(found, where=(*found.where, *reading.modules(standing)))
 
     def _standing(self, flow: Flow, rates: tuple[float, ...]) -> Finding | None:
         """No weight moved in the training itself; what a copy can learn with its own steps does not count then."""
@@ -192,6 +206,7 @@ class LearningRateLow(AbstractRule):
     @classmethod
     def sick(cls) -> tuple[Flow, ...]:
         stuck = _flows.plain(stuck=True)
+        uneven = replace(stuck, optimizer=OptimizerView("SGD", (1e-7, 0.1)))
         still = replace(_flows.plain(), origin="run", steps=tuple(Step(i, 2.3, -1.0, 1e-12, 1e-12) for i in range(60)))
         slow = replace(_flows.plain(stuck=True), **_flows.training(stuck=True, update_ratio=1e-7))
         clipped = tuple(Step(i, 2.3, 0.0, 1e-6, 1e-6, clip=1e-3) for i in range(20))
@@ -212,6 +227,7 @@ class LearningRateLow(AbstractRule):
             replace(still, steps=emptied[:4]),  # certain after a few
             replace(still, steps=faded),
             replace(stuck, steps=_decaying(0.03)),
+            _flows.lever(uneven, "learning-rate-level"),
             _flows.lever(replace(slow, optimizer=OptimizerView("Adam", (1e-3,), 10.0, adaptive=True)), "eps", 1e-9),
         )
 

@@ -220,6 +220,7 @@ def view_optimizer(optimizer: Optimizer, given: bool) -> OptimizerView:
         adaptive=any(kind in name.lower() for kind in _ADAPTIVE),
         given=given,
         maximize=all(bool(group.get("maximize")) for group in groups),
+        momentum=max(float(group.get("momentum", 0) or 0) for group in groups) if name == "SGD" else 0.0,
     )
 
 

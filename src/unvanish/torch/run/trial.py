@@ -18,8 +18,9 @@ from torch.optim import Optimizer
 from unvanish.reading import LEARNS
 from unvanish.torch.probe.graph import Graph
 from unvanish.torch.probe.saved import readable
+from unvanish.torch.rehearsal.attempt import Attempt
 from unvanish.torch.rehearsal.copies import Working, preserved_randomness, working_copy
-from unvanish.torch.rehearsal.experiments import Attempt, experiments
+from unvanish.torch.rehearsal.experiments import experiments
 from unvanish.torch.rehearsal.hooks import drop
 from unvanish.torch.rehearsal.objective import Objective, main_tensor
 from unvanish.torch.run.quiet import unheard

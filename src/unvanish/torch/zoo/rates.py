@@ -219,3 +219,28 @@ def adam_decay_of_one(ill: bool) -> Program:
     model = MLP()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1.0 if ill else 1e-4)
     return Program(model, digits(), optimizer, F.cross_entropy)
+
+
+@sick(
+    "learning-rate-low",
+    "fc1",
+    "optimizer",
+    why="The rates of a fine-tuning on weights that nobody trained: 1e-7 below, 0.1 for the head.",
+)
+def rate_of_a_backbone(ill: bool) -> Program:
+    model = MLP()
+    below, head = [*model.fc1.parameters(), *model.fc2.parameters()], list(model.fc3.parameters())
+    groups: list[dict[str, object]] = [{"params": below, "lr": 1e-7 if ill else 0.1}, {"params": head}]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    return Program(model, digits(), optimizer, F.cross_entropy)
+
+
+@sick(
+    "learning-rate-high",
+    "optimizer",
+    why="A momentum of 0.99 makes a hundred times of the rate, in some hundred steps.",
+)
+def momentum_of_99(ill: bool) -> Program:
+    model = MLP()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.99 if ill else 0.5)
+    return Program(model, digits(count=28), optimizer, F.cross_entropy)
