@@ -43,6 +43,7 @@ _FLOORS = {
     "mse": "the mean of the targets",
     "l1": "the median of the targets",
 }
+_FEW = 3  # times fewer classes in a batch than chance would put there: they come in order
 _STEP = 0.012  # how much confidence one place upstream is worth
 
 
@@ -74,6 +75,11 @@ def _notes(flow: Flow) -> tuple[str, ...]:
     frozen = sum(not p.requires_grad for p in flow.parameters)
     if frozen and reading.improves(flow) is False:
         notes.append(f"{frozen} of {len(flow.parameters)} parameters are frozen (requires_grad=False)")
+    if flow.classes_seen is not None and _FEW * flow.classes_seen[0] <= flow.classes_seen[1]:
+        each, shuffled = flow.classes_seen
+        notes.append(
+            f"a batch holds labels of {each:g} classes; shuffled, it would hold {shuffled:.2g}: are the data in order?"
+        )
     if reading.linear(flow) and not reading.learns(flow):
         notes.append("no activation stands between its layers, which together are one linear map")
     notes += [f"a state is cut off from its history: {cut.detail}" for cut in flow.cuts if cut.calls]

@@ -345,6 +345,7 @@ class Flow:
     directions collapsed into one); measured only where ten or more weight layers stand in a row. ``others`` = networks
     between these weights and the loss that another optimizer trains on a loss of its own: a discriminator, a critic.
     ``mixed`` = the first module at which samples that the loss takes for separate ones read one another.
+    ``classes_seen`` = how many classes a batch holds in the middle, and how many if the data were shuffled.
     """
 
     sites: tuple[Site, ...]
@@ -364,6 +365,7 @@ class Flow:
     origin: Literal["rehearsal", "run"] = "rehearsal"
     others: tuple[str, ...] = ()
     mixed: str | None = None
+    classes_seen: tuple[float, float] | None = None
     framework: str = "torch"
     schema: int = SCHEMA
 

@@ -30,6 +30,7 @@ from unvanish.torch.rehearsal.rehearse import find_birth, rehearse
 from unvanish.torch.views.cuts import confirmed, suspects
 from unvanish.torch.views.mixing import mixed_at
 from unvanish.torch.views.observe import Observation, observe
+from unvanish.torch.views.order import classes_seen
 from unvanish.torch.views.parameters import view_newborn
 from unvanish.torch.views.rank import stable_rank
 from unvanish.types import Flow, OptimizerView, Site
@@ -87,7 +88,7 @@ def flow_of(
             flow = replace(flow, stable_rank=stable_rank(work.model, trained, fresh(held[0])))
         if not first.loss.requires_grad:
             return flow
-        flow = replace(flow, mixed=mixed_at(model, goal, fresh(held[0])))
+        flow = replace(flow, mixed=mixed_at(model, goal, fresh(held[0])), classes_seen=classes_seen(held))
         return _train(flow, model, optimizer, goal, held, steps)
 
 
