@@ -64,6 +64,7 @@ class LossMismatch(AbstractRule):
         yield from self._twice(flow)
         yield from self._shapes(flow)
         yield from self._mixed(flow)
+        yield from self._over_samples(flow)
         yield from self._constant_output(flow)
         yield from self._signs(flow)
         yield from self._range(flow)
@@ -164,6 +165,21 @@ class LossMismatch(AbstractRule):
                 "(batch, time, features), and for a view or reshape that joins the batch with another axis.",
                 "set batch_first=True, or exchange axes with transpose or permute, not with view or reshape", flow.mixed,
                 "Karpathy 2019, A Recipe for Training Neural Networks (use backprop to chart dependencies)",
+            )  # fmt: skip
+
+    def _over_samples(self, flow: Flow) -> Iterator[Finding]:
+        """A softmax within the network whose axis is the batch: the only one of that length."""
+        size, target = flow.batch_size or 0, flow.loss.target_shape or ()
+        along = [
+            s for s in flow.sites if s.kind == "softmax" and s.normalized_count == size > 1 and len(s.shape) > 2
+            and s.shape[0] == size and s.shape.count(size) == 1
+        ]  # fmt: skip
+        if along and target[:1] == (size,):
+            yield self._finding(
+                flow, 0.9, f"The softmax at {along[0].label} runs over the samples of the batch (dim=0 of {along[0].shape}): the weights of "
+                "one sample depend on what else is in the batch. Expected: a sum of 1 within each sample, over what it "
+                "attends to. Use dim=-1.",
+                "let the softmax run within each sample: dim=-1", along[0].label,
             )  # fmt: skip
 
     def _constant_output(self, flow: Flow) -> Iterator[Finding]:
@@ -343,6 +359,7 @@ class LossMismatch(AbstractRule):
         for level, share in ((0.9, 0.05), (1.02, 0.7)):
             one = replace(several, term_share=share)
             flows.append(replace(base, loss=one, experiments=(), steps=_looked_at(level), origin="run"))
+        flows.append(cls._attending(6))
         for kind, end, stands in (("other", 0.1, True), ("other", 1e-5, False), ("mse", 1e-5, True)):
             flows.append(_growing_alike(replace(base, loss=replace(base.loss, kind=kind)), end, stands=stands))
         fooled = replace(
@@ -351,6 +368,13 @@ class LossMismatch(AbstractRule):
             parameters=(_flows.parameter("critic.0.weight", in_optimizer=False, reached=True),),
         )
         return (*flows, replace(base, loss=inside), fooled)
+
+    @staticmethod
+    def _attending(count: int) -> Flow:
+        """Attention weights of 64 samples with six places, which sum to 1 over so many."""
+        base = _flows.plain(loss=LossView(2.3, "cross_entropy", 2.3, 10, target_shape=(64,)))
+        weights = Site("encoder:softmax", "softmax", "softmax", 99, (64, 6, 6), normalized_count=count)
+        return replace(base, sites=(*base.sites, weights))
 
     @classmethod
     def sick(cls) -> tuple[Flow, ...]:
@@ -394,6 +418,7 @@ class LossMismatch(AbstractRule):
         return (
             *(replace(base, loss=one) for one in changed),
             replace(base, optimizer=OptimizerView("SGD", (0.1,), maximize=True)),
+            cls._attending(64),
             player,
             summed,
             constant,
