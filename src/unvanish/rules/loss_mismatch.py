@@ -78,10 +78,10 @@ class LossMismatch(AbstractRule):
     def _upwards(self, flow: Flow) -> Iterator[Finding]:
         """The training makes worse what it should make better: an error is made as large as can be."""
         turned = flow.optimizer is not None and flow.optimizer.given and flow.optimizer.maximize
-        played = flow.others or any(
-            p.reached and p.in_optimizer is False for p in flow.parameters
-        )  # against another net
-        if flow.loss.kind in _ERRORS and flow.loss.terms <= 1 and not played and (flow.loss.value < 0) != turned:
+        played = flow.others or any(p.reached and p.in_optimizer is False for p in flow.parameters)
+        ops = {s.op for s in flow.sites if s.kind == "loss"}
+        single = flow.loss.kind in _ERRORS and flow.loss.terms <= 1 and "mul" not in ops  # which may be by a reward
+        if single and not played and ((flow.loss.value < 0 and "neg" in ops) != turned):
             what = "the optimizer has maximize=True" if turned else "it has the sign turned"
             yield self._finding(
                 flow, 0.93, f"The loss is a {flow.loss.kind} and {what}: every step makes the answers worse. Expected: an error, "
@@ -362,12 +362,20 @@ class LossMismatch(AbstractRule):
         flows.append(cls._attending(6))
         for kind, end, stands in (("other", 0.1, True), ("other", 1e-5, False), ("mse", 1e-5, True)):
             flows.append(_growing_alike(replace(base, loss=replace(base.loss, kind=kind)), end, stands=stands))
-        fooled = replace(
-            base,
-            loss=replace(base.loss, value=-2.3),
-            parameters=(_flows.parameter("critic.0.weight", in_optimizer=False, reached=True),),
+        critic = (_flows.parameter("critic.0.weight", in_optimizer=False, reached=True),)
+        return (
+            *flows,
+            replace(base, loss=inside),
+            replace(cls._negative("neg"), parameters=critic),
+            cls._negative("mul"),
         )
-        return (*flows, replace(base, loss=inside), fooled)
+
+    @staticmethod
+    def _negative(op: str) -> Flow:
+        """A cross-entropy below zero, by a minus sign or by a factor."""
+        base = _flows.plain()
+        sites = (*base.sites, Site("nll", op, "loss", len(base.sites), ()))
+        return replace(base, loss=replace(base.loss, value=-2.3, floor=-2.3), sites=sites)
 
     @staticmethod
     def _attending(count: int) -> Flow:
@@ -393,7 +401,6 @@ class LossMismatch(AbstractRule):
             replace(loss, kind="other", terms=2, parts=(("mse", "linear"), ("cross_entropy", "softmax"))),
             replace(loss, feeding="linear", normalized_axis=0, output_shape=(64, 10)),
             replace(loss, feeding="tanh"),
-            replace(loss, value=-2.3, floor=-2.3),
         )
         sure = Site(
             "critic.3", "sigmoid", "activation", 9, (64, 1), log_grad_out=-2.0, log_grad_in=-11.5, reference=math.log(0.25),
@@ -418,6 +425,7 @@ class LossMismatch(AbstractRule):
         return (
             *(replace(base, loss=one) for one in changed),
             replace(base, optimizer=OptimizerView("SGD", (0.1,), maximize=True)),
+            cls._negative("neg"),
             cls._attending(64),
             player,
             summed,
