@@ -37,8 +37,8 @@ def gradcheck(
     must lie between the derivatives to both sides.  Dropout gets the same random numbers each time; buffers, as of
     BatchNorm, are put back.  Custom ``torch.autograd.Function`` are checked one by one, also those called as
     functions.  Only what backward computes in training is checked: parameters and inputs that require a gradient.
-    PyTorch's own smooth layers, where they are small, are moved many at once, each along a direction of its own, and one
-    by one where the whole disagrees or a tensor has too small a part in it.
+    PyTorch's own smooth layers, where they are small, are moved many at once, each along a direction of its own, and
+    one by one where the whole disagrees or a tensor has too small a part in it.
 
     Args:
         model: a ``torch.nn.Module`` in the mode, dtype and on the device that you train it in. Nothing of it changes.

@@ -13,8 +13,8 @@ class ModuleCheck:
     Attributes:
         module: its path; ``""`` is the model itself, ``"loss"`` what is computed outside of the model.
         kind: its class, or the class of a custom ``torch.autograd.Function`` that it calls.
-        relative_error: largest difference between analytic and numeric directional derivative, in units of its scale; of
-            all together for small layers of PyTorch's own that were measured at once.
+        relative_error: largest difference between analytic and numeric directional derivative, in units of its scale;
+            for small layers of PyTorch's own, which are measured many at once, of all together.
         tolerance: the relative error up to which they count as equal; larger where rounding or kinks blur the numbers.
         kink_share: share of output entries left out because they stand at a kink or a jump (0 to 1).
         calls: how often the program called it; at most three of the calls are checked.
