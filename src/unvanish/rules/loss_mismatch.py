@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from unvanish import reading
-from unvanish.rules import _collapse, _flows, _terms
+from unvanish.rules import _collapse, _feeding, _flows, _terms
 from unvanish.types import Evidence, Experiment, Finding, Flow, LossView, Moments, OptimizerView, Site, Snapshot, Step
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
@@ -39,7 +39,6 @@ class LossMismatch(AbstractRule):
     """
 
     outside: float = 0.05
-    bounded: float = 0.3  # nats that a perfect answer keeps
     saturated: float = 0.7
     all_saturated: float = 0.95
     flat: float = 5.0  # nats
@@ -91,51 +90,8 @@ class LossMismatch(AbstractRule):
 
     def _twice(self, flow: Flow) -> Iterator[Finding]:
         """An activation that the loss applies itself, or one that it needs and does not get."""
-        for kind, feeding in flow.loss.parts or ((flow.loss.kind, flow.loss.feeding or ""),):
-            yield from self._fed_wrongly(flow, kind, feeding)
-        if flow.loss.normalized_axis == 0 and len(flow.loss.output_shape or ()) > 1 and (flow.batch_size or 0) > 1:
-            yield self._finding(
-                flow, 0.95, "The softmax before the loss runs over the samples of the batch (dim=0): each class's probabilities "
-                "sum to 1 over the batch, and an answer depends on what else is in it. Expected: a sum of 1 over the "
-                "classes of each sample. Use dim=-1.",
-                "let the softmax run over the classes: dim=-1",
-            )  # fmt: skip
-
-    def _fed_wrongly(self, flow: Flow, kind: str, feeding: str) -> Iterator[Finding]:
-        if kind == "cross_entropy" and feeding in ("softmax", "sigmoid"):
-            yield self._finding(
-                flow, 0.97, f"CrossEntropyLoss is given the output of a {feeding}. It expects raw logits and applies "
-                f"log-softmax itself, so all logits lie in [0, 1] and the loss cannot fall to 0. Remove the {feeding}.",
-                f"remove the {feeding} before the loss",
-            )  # fmt: skip
-        bound = math.log1p(((flow.loss.classes or 1) - 1) * math.exp(-2))
-        if kind == "cross_entropy" and feeding == "tanh" and bound > self.bounded:
-            yield self._finding(
-                flow, 0.88, f"CrossEntropyLoss is given the output of a tanh: all logits lie in [-1, 1], and with {flow.loss.classes} "
-                f"classes even a perfect answer keeps a loss of {bound:.2g}. Expected: raw logits. Remove the tanh.",
-                "remove the tanh before the loss",
-            )  # fmt: skip
-        if kind == "bce_with_logits" and feeding in ("softmax", "sigmoid"):
-            yield self._finding(
-                flow, 0.97, f"BCEWithLogitsLoss is given the output of a {feeding}. It expects raw logits and applies the "
-                f"sigmoid itself, so probabilities stay in [0.5, 0.73]. Remove the {feeding}, or use BCELoss.",
-                f"remove the {feeding} before the loss",
-            )  # fmt: skip
-        if kind == "nll" and feeding not in ("log_softmax", "log", "log_sigmoid", "logsumexp", "where", ""):
-            yield self._finding(
-                flow, 0.93, f"NLLLoss is given the output of a {feeding}. It expects log-probabilities; as it is, the loss has "
-                "no lower bound and its gradient does not depend on how wrong the answer is. Use CrossEntropyLoss on "
-                "the logits, or log_softmax before NLLLoss.",
-                "use CrossEntropyLoss on raw logits",
-            )  # fmt: skip
-
-        if kind == "kl_div" and feeding in ("softmax", "sigmoid", "linear"):
-            yield self._finding(
-                flow, 0.93, f"KLDivLoss is given the output of a {feeding}. It expects log-probabilities first and probabilities "
-                "second; as it is, the loss is no divergence and does not end at equal distributions. Use "
-                "F.kl_div(F.log_softmax(logits, dim=-1), target).",
-                "give KLDivLoss log_softmax of the logits",
-            )  # fmt: skip
+        for confidence, message, remedy in _feeding.wrongly_fed(flow):
+            yield self._finding(flow, confidence, message, remedy)
 
     def _shapes(self, flow: Flow) -> Iterator[Finding]:
         if flow.loss.broadcast is not None:

@@ -1,0 +1,75 @@
+"""What a loss is fed with, against what its documentation says it takes: (how sure, what is wrong, what to do)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from unvanish.types import Flow
+
+_LOGARITHMS = ("log_softmax", "log", "log_sigmoid", "logsumexp", "where", "")
+_BOUNDED = 0.3  # nats that a perfect answer keeps
+
+Fault = tuple[float, str, str]
+
+
+def wrongly_fed(flow: Flow) -> Iterator[Fault]:
+    """Of every term of the loss, and of a softmax before it that runs over the batch."""
+    loss = flow.loss
+    for kind, feeding in loss.parts or ((loss.kind, loss.feeding or ""),):
+        yield from _of_classes(kind, feeding, loss.classes or 1)
+        yield from _of_probabilities(kind, feeding)
+    if loss.normalized_axis == 0 and len(loss.output_shape or ()) > 1 and (flow.batch_size or 0) > 1:
+        yield (
+            0.95,
+            "The softmax before the loss runs over the samples of the batch (dim=0): each class's probabilities "
+            "sum to 1 over the batch, and an answer depends on what else is in it. Expected: a sum of 1 over the "
+            "classes of each sample. Use dim=-1.",
+            "let the softmax run over the classes: dim=-1",
+        )
+
+
+def _of_classes(kind: str, feeding: str, classes: int) -> Iterator[Fault]:
+    """Losses that take raw logits."""
+    if kind == "cross_entropy" and feeding in ("softmax", "sigmoid"):
+        yield (
+            0.97,
+            f"CrossEntropyLoss is given the output of a {feeding}. It expects raw logits and applies "
+            f"log-softmax itself, so all logits lie in [0, 1] and the loss cannot fall to 0. Remove the {feeding}.",
+            f"remove the {feeding} before the loss",
+        )
+    kept = math.log1p((classes - 1) * math.exp(-2))
+    if kind == "cross_entropy" and feeding == "tanh" and kept > _BOUNDED:
+        yield (
+            0.88,
+            f"CrossEntropyLoss is given the output of a tanh: all logits lie in [-1, 1], and with {classes} classes even a "
+            f"perfect answer keeps a loss of {kept:.2g}. Expected: raw logits. Remove the tanh.",
+            "remove the tanh before the loss",
+        )
+    if kind == "bce_with_logits" and feeding in ("softmax", "sigmoid"):
+        yield (
+            0.97,
+            f"BCEWithLogitsLoss is given the output of a {feeding}. It expects raw logits and applies the "
+            f"sigmoid itself, so probabilities stay in [0.5, 0.73]. Remove the {feeding}, or use BCELoss.",
+            f"remove the {feeding} before the loss",
+        )
+
+
+def _of_probabilities(kind: str, feeding: str) -> Iterator[Fault]:
+    """Losses that take logarithms of probabilities."""
+    if kind == "nll" and feeding not in _LOGARITHMS:
+        yield (
+            0.93,
+            f"NLLLoss is given the output of a {feeding}. It expects log-probabilities; as it is, the loss has "
+            "no lower bound and its gradient does not depend on how wrong the answer is. Use CrossEntropyLoss on "
+            "the logits, or log_softmax before NLLLoss.",
+            "use CrossEntropyLoss on raw logits",
+        )
+    if kind == "kl_div" and feeding in ("softmax", "sigmoid", "linear"):
+        yield (
+            0.93,
+            f"KLDivLoss is given the output of a {feeding}. It expects log-probabilities first and probabilities "
+            "second; as it is, the loss is no divergence and does not end at equal distributions. Use "
+            "F.kl_div(F.log_softmax(logits, dim=-1), target).",
+            "give KLDivLoss log_softmax of the logits",
+        )
