@@ -34,6 +34,7 @@ class InputScale(AbstractRule):
     smallest_rms: float = 0.03
     spread: float = 50.0
     offset: float = 5.0
+    same: float = 0.02  # of the inputs' size, what differs between samples
     target_rms: float = 20.0
     gross: float = 100.0
     gross_target: float = 1000.0
@@ -154,7 +155,7 @@ class InputScale(AbstractRule):
             return False
         rms, mean, std = view.moments.rms, view.moments.mean, view.moments.batch_std
         spread = (view.feature_spread or 1.0) > self.spread and (view.largest_feature_rms or 0) > self.largest_rms
-        offset = std is not None and abs(mean) > self.offset * std and rms > 2
+        offset = std is not None and ((abs(mean) > self.offset * std and rms > 2) or std < self.same * rms)
         return rms > self.largest_rms or 0 < rms < self.smallest_rms or spread or offset
 
     def _targets(self, flow: Flow) -> Finding | None:
@@ -221,7 +222,9 @@ class InputScale(AbstractRule):
         values = Experiment("none", 1.0, (_flows.FLOOR, *(0.3 * _flows.FLOOR,) * 39), _flows.FLOOR)
         by_heart = replace(stuck, experiments=(values,))
         prices = LossView(4e10, "mse", 1e10, target=Moments(64, 2e5, 1.8e5, 8e4, 5e5), target_range=(2e4, 5e5))
+        near = InputView("input", (64, 8), "float32", Moments(512, 1.0, -1.0, 0.003, 1.0))
         return (
+            _flows.lever(_flows.plain(inputs=(near,), stuck=True), "inputs-standardized"),
             _flows.plain(inputs=(cls._constant(),), stuck=True),
             _flows.lever(stuck, "inputs-standardized"),
             _flows.with_site(stuck, 1, saturated=0.99),

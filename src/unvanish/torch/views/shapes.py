@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from unvanish.torch.probe.graph import Graph, Vertex
+from unvanish.torch.probe.saved import readable
 
 _VIEWS = ("View", "UnsafeView", "ReshapeAlias")
 _Shapes = tuple[tuple[int, ...], tuple[int, ...]]
@@ -32,10 +35,16 @@ def broadcast(graph: Graph, target: tuple[int, ...] | None) -> _Shapes | None:
             continue
         source, count = vertex.data[0][1], vertex.shape[0]
         column, row = (count, 1), (count,)
-        fits = source.shape == column or (source.shape == row and target == column)
+        fits = source.shape == column or (source.shape == row and column in (target, *_factors(vertex)))
         if fits and _reaches_loss_only(vertex, graph):
             return source.shape, row if source.shape == column else column
     return None
+
+
+def _factors(vertex: Vertex) -> list[tuple[int, ...]]:
+    """Shapes of what a product keeps: rewards, weights of the samples."""
+    kept = [getattr(vertex.node, name, None) for name in ("_saved_self", "_saved_other")] if readable(vertex) else []
+    return [tuple(one.shape) for one in kept if isinstance(one, Tensor)]
 
 
 def _reaches_loss_only(vertex: Vertex, graph: Graph) -> bool:

@@ -266,3 +266,22 @@ def tanh_logits(ill: bool) -> Program:
     last = nn.Tanh() if ill else nn.Identity()
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10), last)
     return Program(model, digits(), torch.optim.Adam(model.parameters(), lr=3e-3), nn.CrossEntropyLoss())
+
+
+@sick(
+    "loss-mismatch",
+    "loss",
+    why="Log-probabilities (n,) times advantages (n, 1): each action is weighed by all rewards, which sum to 0.",
+)
+def policy_broadcast(ill: bool) -> Program:
+    model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10))
+
+    def objective(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        x, y = batch
+        policy = torch.distributions.Categorical(logits=net(x))
+        action = policy.sample()
+        reward = (action == y).float()
+        gained = (reward - reward.mean()).unsqueeze(1) if ill else reward - reward.mean()
+        return -(policy.log_prob(action) * gained).mean()
+
+    return Program(model, digits(batch=128), torch.optim.Adam(model.parameters(), lr=5e-3), objective=objective)

@@ -195,3 +195,15 @@ def same_image_for_all(ill: bool) -> Program:
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     batches = [(x[:1].expand_as(x).clone() if ill else x, y) for x, y in digits()]
     return Program(model, batches, torch.optim.Adam(model.parameters(), lr=3e-3), F.cross_entropy)
+
+
+@sick(
+    "input-scale",
+    "input",
+    why="Pixels of 0 to 1 are normalised with the mean and deviation of pixels of 0 to 255: all are about -1.",
+)
+def pixels_normalised_for_bytes(ill: bool) -> Program:
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    mean = std = 127.5 if ill else 0.5
+    batches = [((x - mean) / std, y) for x, y in pixels()]
+    return Program(model, batches, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), F.cross_entropy)
