@@ -8,7 +8,7 @@ fallen below 5 % of the activation's largest slope (tanh beyond 2.2, sigmoid bey
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from unvanish.torch.probe import small
 from unvanish.torch.probe.buffers import QUEUE_BYTES, Buffers
 from unvanish.torch.probe.frozen import maker
 from unvanish.torch.probe.graph import Vertex
-from unvanish.torch.probe.moments import MomentQueue
+from unvanish.torch.probe.moments import MomentQueue, batch_axis
 from unvanish.torch.probe.saved import readable
 
 SATURATING = {"tanh": 1.0, "sigmoid": 0.25, "hardtanh": 1.0, "hardsigmoid": 1 / 6, "relu6": 1.0, "softsign": 1.0}
@@ -92,11 +92,11 @@ class UnitQueue:
         """Queue one activation; ``channel`` = its units lie along axis 1 (it follows a convolution)."""
         slope = self._derivative(vertex)
         if slope is not None:
-            self._queue(key, -1, vertex, slope, channel)
+            self._queue(key, -1, vertex.op, slope, channel)
 
-    def add_output(self, key: int, number: int, vertex: Vertex, output: Tensor, channel: bool) -> None:
-        """Queue one activation by the output it kept; ``number`` >= 0 = show this output under this key as well."""
-        self._queue(key, number, vertex, output, channel, kept=True)
+    def add_output(self, key: int, number: int, op: str, output: Tensor, channel: bool) -> None:
+        """Queue one activation by the output it kept; ``number`` >= 0 = show this output under this number as well."""
+        self._queue(key, number, op, output, channel, kept=True)
 
     def finish(self) -> dict[int, Units]:
         """Measure what still waits and return key -> Units."""
@@ -109,12 +109,10 @@ class UnitQueue:
         self._slopes.clear()
         return self._done
 
-    def _queue(
-        self, key: int, number: int, vertex: Vertex, values: Tensor, channel: bool, *, kept: bool = False
-    ) -> None:
-        shape = vertex.shape
+    def _queue(self, key: int, number: int, op: str, values: Tensor, channel: bool, *, kept: bool = False) -> None:
+        shape = values.shape
         axis = 1 if channel and len(shape) > 2 else len(shape) - 1
-        kind = (vertex.op, kept, shape, values.dtype, values.device, axis)
+        kind = (op, kept, shape, values.dtype, values.device, axis)
         group = self._waiting.get(kind)
         if group is None:
             group = self._waiting[kind] = _Group(values)
@@ -153,18 +151,21 @@ class UnitQueue:
 
     def _measure_small(self, kind: _Kind, group: _Group) -> None:
         """Where they lie."""
-        op, kept, *_, axis = kind
-        shown = [i for i, number in enumerate(group.numbers) if number >= 0]
-        if shown:
-            self._outputs.add_small([group.numbers[i] for i in shown], [group.values[i] for i in shown])
+        op, kept, shape, *_, axis = kind
         flat = FLAT_SHARE * SATURATING.get(op, 0.0)
-        peaks, low, dead = small.slopes(op if kept else "", group.values, axis, flat, NO_SLOPE)
-        self._store(op, group.keys, peaks, low, dead)
+        if kept:
+            samples = batch_axis(shape, self._outputs.batch_size)
+            measured, peaks, shares = small.outputs(op, group.values, samples, axis, flat, NO_SLOPE)
+            self._outputs.add_measured(group.numbers, measured)
+        else:
+            peaks, shares = small.slopes(group.values, axis, flat, NO_SLOPE)
+        self._store(op, group.keys, peaks, shares)
 
-    def _store(self, op: str, keys: list[int], peaks: Tensor, low: list[float], dead: list[float]) -> None:
-        for row, key in enumerate(keys):
-            share = low[row] if op in SATURATING else None
-            self._done[key] = _units(peaks=peaks, row=row, saturated=share, dead=dead[row])
+    def _store(self, op: str, keys: list[int], peaks: Tensor, shares: Iterable[Sequence[float]]) -> None:
+        """``shares`` of saturated elements and of dead units."""
+        saturates = op in SATURATING
+        for row, (key, (low, dead)) in enumerate(zip(keys, shares, strict=True)):
+            self._done[key] = _units(peaks, row, low if saturates else None, dead)
 
     def _measure_stacked(self, kind: _Kind, group: _Group) -> None:
         """Side by side."""
@@ -184,7 +185,7 @@ class UnitQueue:
                 flat = [a + b for a, b in zip(flat, low.sum(dim=1, dtype=torch.float32).tolist(), strict=True)]
         assert peaks is not None, "a stack has a piece"
         count = stack[0].numel()
-        self._store(op, group.keys, peaks, [share / count for share in flat], _dead(peaks))
+        self._store(op, group.keys, peaks, zip([share / count for share in flat], _dead(peaks), strict=True))
 
     def _side_by_side(self, group: _Group, kept: bool) -> Tensor:
         """What waits as one tensor, which is ours to overwrite, or kept outputs, which are shown."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def _centred(x: Any, means: Any) -> Any:
 
 @compiled()
 def moments(address: Any, outer: Any, samples: Any, features: Any, like: Any) -> Any:
-    """Sum, sum of squares, and of squares about the mean over the samples, of ``outer`` x samples x features."""
+    """Root mean square, mean, and standard deviation over the samples, of ``outer`` x samples x features."""
     total = squares = deviations = 0.0
     size = samples * features
     x = array(address, outer * size, like)
@@ -66,21 +67,15 @@ def moments(address: Any, outer: Any, samples: Any, features: Any, like: Any) ->
             spread = _centred(part, sums / samples)
         squares += square
         deviations += spread
-    return total, squares, deviations
+    count = outer * size
+    return math.sqrt(squares / count), total / count, math.sqrt(max(0.0, deviations) / count)
 
 
 @compiled()
-def many_moments(addresses: Any, outer: Any, samples: Any, features: Any, like: Any, result: Any) -> None:
-    """The same of many tensors of one shape, a row of ``result`` for each."""
+def square_sums(addresses: Any, sizes: Any, like: Any, result: Any) -> None:
+    """Sum of the squares of each of many tensors."""
     for k in range(len(addresses)):
-        result[k, 0], result[k, 1], result[k, 2] = moments(addresses[k], outer, samples, features, like)
-
-
-@compiled()
-def square_sums(addresses: Any, size: Any, like: Any, result: Any) -> None:
-    """Sum of the squares of each of many tensors of one size."""
-    for k in range(len(addresses)):
-        result[k] = wide_sum(array(addresses[k], size, like))
+        result[k] = wide_sum(array(addresses[k], sizes[k], like))
 
 
 @compiled(inline="always")
@@ -120,22 +115,69 @@ def _mark_nan(x: Any, op: Any, peaks: Any) -> None:
 
 
 @compiled()
-def units(addresses: Any, outer: Any, inner: Any, op: Any, flat: Any, zero: Any, highest: Any, counts: Any) -> None:
-    """Largest derivative of each unit of many tensors of ``outer`` x units x ``inner``, a row for each.
+def _units(
+    address: Any, outer: Any, width: Any, inner: Any, op: Any, flat: Any, zero: Any, highest: Any, like: Any
+) -> Any:
+    """Writes the largest derivative of each unit of ``outer`` x units x ``inner`` to ``highest``.
 
-    ``counts``: how many derivatives lie below ``flat``, and how many units have none above ``zero``.
+    Returns the share of derivatives that lie below ``flat``, and the share of units that have none above ``zero``.
     """
-    width = highest.shape[1]
     features = width * inner
+    x = array(address, outer * features, like)
+    peaks = np.full(features, -np.inf, np.float32)
+    low, total = _steepest(x, op, np.float32(flat), peaks)
+    if not np.isfinite(total):
+        _mark_nan(x, op, peaks)
+    dead = 0
+    for u in range(width):
+        best = peaks[u * inner]
+        for i in range(u * inner + 1, (u + 1) * inner):
+            best = best if best >= peaks[i] or np.isnan(best) else peaks[i]
+        highest[u] = best
+        dead += best <= zero
+    return low / (outer * features), dead / width
+
+
+@compiled()
+def units(
+    addresses: Any,
+    outer: Any,
+    width: Any,
+    inner: Any,
+    op: Any,
+    flat: Any,
+    zero: Any,
+    highest: Any,
+    like: Any,
+    shares: Any,
+) -> None:
+    """The units of many tensors of one shape, a row at ``highest``, and of ``shares``, for each."""
+    rows = array(highest, len(addresses) * width, like)
     for k in range(len(addresses)):
-        x = array(addresses[k], outer * features, highest)
-        peaks = np.full(features, -np.inf, highest.dtype)
-        counts[k, 0], total = _steepest(x, op, flat, peaks)
-        if not np.isfinite(total):
-            _mark_nan(x, op, peaks)
-        for u in range(width):
-            best = peaks[u * inner]
-            for i in range(u * inner + 1, (u + 1) * inner):
-                best = best if best >= peaks[i] or np.isnan(best) else peaks[i]
-            highest[k, u] = best
-            counts[k, 1] += best <= zero
+        row = rows[k * width : (k + 1) * width]
+        shares[k, 0], shares[k, 1] = _units(addresses[k], outer, width, inner, op, flat, zero, row, like)
+
+
+@compiled()
+def outputs(
+    addresses: Any,
+    rounds: Any,
+    samples: Any,
+    features: Any,
+    outer: Any,
+    width: Any,
+    inner: Any,
+    op: Any,
+    flat: Any,
+    zero: Any,
+    highest: Any,
+    like: Any,
+    values: Any,
+    shares: Any,
+) -> None:
+    """The moments of ``rounds`` x samples x features, and the units, one tensor after the other."""
+    rows = array(highest, len(addresses) * width, like)
+    for k in range(len(addresses)):
+        row = rows[k * width : (k + 1) * width]
+        values[k, 0], values[k, 1], values[k, 2] = moments(addresses[k], rounds, samples, features, like)
+        shares[k, 0], shares[k, 1] = _units(addresses[k], outer, width, inner, op, flat, zero, row, like)

@@ -88,10 +88,9 @@ class MomentQueue:
         if len(group.keys) == group.length:
             self._flush(group)
 
-    def add_small(self, keys: list[int], tensors: list[Tensor]) -> None:
-        """Measure tensors of one shape that compiled loops can read."""
-        axis = batch_axis(tensors[0].shape, self.batch_size)
-        self._done.update(zip(keys, small.many_moments(tensors, axis), strict=True))
+    def add_measured(self, keys: list[int], measured: list[Moments]) -> None:
+        """Take what was measured elsewhere; a negative key is nobody's."""
+        self._done.update((key, one) for key, one in zip(keys, measured, strict=True) if key >= 0)
 
     def add_stack(self, keys: list[int], stack: Tensor, scratch: Tensor | None) -> None:
         """Measure tensors of one shape that lie side by side; ``scratch``, as much room again, is overwritten."""

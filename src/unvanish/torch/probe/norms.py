@@ -85,15 +85,23 @@ class Norms:
 
     def flush(self) -> None:
         """Measure what waits."""
+        slots: list[int] = []
+        tensors: list[Tensor] = []
         for arrived in self._arrivals.values():
-            if arrived:
-                tensors = _plain(arrived)
-                if tensors is not None:
-                    self._measure(list(arrived), tensors)
-                else:
-                    found = ((slot, _first(given)) for slot, given in arrived.items())
-                    self._waiting.update((slot, tensor) for slot, tensor in found if tensor is not None)
-                arrived.clear()
+            if not arrived:
+                continue
+            plain = _plain(arrived)
+            if plain is None:
+                found = ((slot, _first(given)) for slot, given in arrived.items())
+                self._waiting.update((slot, tensor) for slot, tensor in found if tensor is not None)
+            elif small.fit(plain):  # one call for all of them, whatever their shapes
+                slots += arrived
+                tensors += plain
+            else:
+                self._measure(list(arrived), plain)
+            arrived.clear()
+        if tensors:
+            self._store(slots, tensors, small.norms(tensors))
         if self._waiting:
             self._flush_mixed()
 
@@ -114,11 +122,11 @@ class Norms:
             self._measure(slots, tensors)
 
     def _measure(self, slots: list[int], tensors: list[Tensor]) -> None:
-        if small.fit(tensors):
-            measured = small.norms(tensors)
-        else:
-            measured = norms(tensors, scale=self._scale, buffers=self._buffers)
-            self._scale = _scale(measured[-1])  # what was needed last is needed next
+        measured = norms(tensors, scale=self._scale, buffers=self._buffers)
+        self._scale = _scale(measured[-1])  # what was needed last is needed next
+        self._store(slots, tensors, measured)
+
+    def _store(self, slots: list[int], tensors: list[Tensor], measured: list[float]) -> None:
         self._values.update(zip(slots, measured, strict=True))
         if not math.isfinite(sum(measured)):
             for slot, norm, tensor in zip(slots, measured, tensors, strict=True):

@@ -13,16 +13,15 @@ change.  Nothing is kept alive after ``sites``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unvanish.torch.probe.activations import DERIVATIVES, UnitQueue, Units
-from unvanish.torch.probe.buffers import QUEUE_BYTES, QUEUE_LENGTH
+from unvanish.torch.probe.arrivals import LOW_PRECISION, Arrivals
 from unvanish.torch.probe.collector import without_collector
 from unvanish.torch.probe.graph import Graph, Vertex, read_graph
 from unvanish.torch.probe.handmade import Handmade, become_sites, find_handmade
@@ -37,7 +36,6 @@ from unvanish.types import Site
 
 __all__ = ["LOW_PRECISION", "Probe", "merge_units", "release"]
 
-LOW_PRECISION = ("float16", "bfloat16")
 _RESHAPES = ("ViewBackward0", "ReshapeAliasBackward0", "SqueezeBackward0")
 
 
@@ -57,8 +55,6 @@ class Probe:
         self.graph: Graph | None = None
         self._inputs = {id(tensor) for tensor in inputs}
         self._norms = Norms()
-        self._grad_in: dict[int, int] = {}
-        self._zeros: dict[int, float] = {}
         self._counts: dict[int, int | None] = {}
         self._one_hot: dict[int, float | None] = {}
         self._handmade: list[Handmade] = []
@@ -104,76 +100,27 @@ class Probe:
                     self._one_hot[index] = one_hot_share(vertex)
                     self._counts[index] = None if (axis := softmax_axis(vertex)) is None else vertex.shape[axis]
             self._units.finish()  # before the backward pass: what waits would stay alive through it
-            self._hook(shown)
+            self._arrivals = Arrivals(self._norms, altered=self.scopes.altered)
+            self._arrivals.hook(shown, len(self.graph.vertices))
             self._handmade = find_handmade(self.graph)
             for one in self._handmade:
                 self._hooks += one.hook(self._norms)
         return self.graph
-
-    def _hook(self, shown: list[tuple[int, Vertex]]) -> None:
-        """Hook the sites in the order of the backward pass; every so many, what has arrived is measured."""
-        slots = {id(vertex): index for index, vertex in shown}  # a gradient's slot is the index of where it arrives
-        self._norms.reserve(len(self.graph.vertices) if self.graph else 0)
-        rooms: dict[tuple[tuple[int, ...], str], tuple[int, Callable[..., None]]] = {}
-        hooks = self._hooks
-        waiting = size = 0
-        for index, vertex in reversed(shown):
-            kind = vertex.shape, vertex.dtype
-            room = rooms.get(kind)
-            if room is None:
-                room = rooms[kind] = vertex.size, self._norms.arrivals(kind).__setitem__
-            low = vertex.dtype in LOW_PRECISION
-            waiting, size = waiting + 1, size + room[0]
-            # later, and without a Python frame for each, where possible
-            keep: Callable[..., None] = partial(room[1], index)
-            if low or waiting >= QUEUE_LENGTH or size >= QUEUE_BYTES:
-                keep = partial(self._arrived, keep, index if low else None)
-                waiting = size = 0
-            hooks.append(vertex.node.register_prehook(keep))
-            if vertex.data and vertex.kind != "merge":
-                self._hook_input(index, vertex, slots)
 
     def _look_at_activation(self, index: int, vertex: Vertex) -> None:
         """Queue its derivative, and what it put out where the forward pass has not measured that."""
         channel = _after_convolution(vertex)
         if vertex.stem in DERIVATIVES and vertex.shape and 0 not in vertex.shape and readable(vertex):
             number = vertex.number if self.scopes.claim(vertex.number) else -1
-            self._units.add_output(index, number, vertex, vertex.node._saved_result, channel)
+            self._units.add_output(index, number, vertex.op, vertex.node._saved_result, channel)
             return
         self._units.add(index, vertex, channel)
         self.scopes.observe_saved(vertex)
 
-    def _arrived(self, keep: Callable[..., None], zeros: int | None, gradients: tuple[Tensor | None, ...]) -> None:
-        """As many gradients wait as are measured together, or zeros are to be counted."""
-        keep(gradients)
-        self._norms.flush()
-        if zeros is not None:
-            gradient = next((g for g in gradients if g is not None), None)
-            if gradient is not None and gradient.layout == torch.strided:
-                self._zeros[zeros] = 1 - float(gradient.count_nonzero()) / max(1, gradient.numel())
-
-    def _hook_input(self, index: int, vertex: Vertex, slots: dict[int, int]) -> None:
-        """The gradient a site passes on is what arrives at the site below, unless others add to it there."""
-        below = vertex.data[0][1]
-        while below.hidden and below.isometry and below.readers == 1 and below.data:
-            below = below.data[0][1]
-        if below.readers == 1 and not below.hidden and len(vertex.data) == 1:
-            self._grad_in[index] = slots[id(below)]  # what arrives there
-            return
-        slot = self._grad_in[index] = self._norms.slot()
-        self._hooks.append(vertex.node.register_hook(partial(self._passed, slot, [p for p, _ in vertex.data])))
-
-    def _passed(self, slot: int, positions: list[int], passed: tuple[Tensor | None, ...], _: object) -> None:
-        gradients = [passed[p] for p in positions if p < len(passed)]
-        present = [g for g in gradients if g is not None]
-        if len(present) == 1:
-            self._norms.put(slot, present[0])
-        elif present:
-            self._norms.put(slot, torch.cat([g.detach().reshape(-1) for g in present]))
-
     def sites(self) -> tuple[tuple[Site, ...], dict[int, Units]]:
         """The sites in forward order, and which units of the activations among them lived (by order)."""
         assert self.graph is not None, "attach comes first"
+        self._arrivals.remove()
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -189,12 +136,12 @@ class Probe:
         owners = self.scopes.owners([vertex.number for vertex in graph.vertices])
         names = Namer(self.scopes, self._names).names(graph, owners)
         log_out = self._norms.logs()
-        log_in = {index: log_out.get(slot) for index, slot in self._grad_in.items()}
+        log_in = {index: log_out.get(slot) for index, slot in self._arrivals.passed.items()}
         log_in.update((index, log_out.get(one.slot)) for index, one in handmade.items())
         slopes = {index: one.log_slope for index, one in handmade.items()}
         forward = self.scopes.moments.finish()
         bad = self._norms.nonfinite
-        seen = Measured(forward, log_out, log_in, units, self._zeros, bad, self._counts, self._one_hot, slopes)
+        seen = Measured(forward, log_out, log_in, units, self._arrivals.zeros, bad, self._counts, self._one_hot, slopes)
         sites = describe(graph, names, seen)
         shown = (index for index, vertex in enumerate(graph.vertices) if not vertex.hidden)
         return sites, {order: units[index] for order, index in enumerate(shown) if index in units}

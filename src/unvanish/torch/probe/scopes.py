@@ -1,6 +1,6 @@
-"""Which module an autograd node belongs to, and what modules put out: module hooks around one forward pass.
+"""Which module an autograd node belongs to, and what modules put out: every module call of one forward pass.
 
-Autograd numbers its nodes as they are made.  A module call owns the numbers between its pre-hook and its hook, so
+Autograd numbers its nodes as they are made.  A module call owns the numbers made between its begin and its end, so
 a node's module is the innermost call whose interval holds its number: no tracing, and functional ops are seen.
 """
 
@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as nn_module
-from torch.utils.hooks import RemovableHandle
 
 _sequence_number = torch._C._autograd._get_sequence_nr
 _compiling, _grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
@@ -93,24 +91,40 @@ class Scopes:
         """``names`` maps id(module) to its path; modules not in it are ignored."""
         self.names = names
         self.calls: list[Call] = []
+        self.altered = True  # hooks on tensors may change gradients on their way, or it is not known
         self._open: list[Call] = []
 
     @contextmanager
     def recording(self) -> Iterator[Scopes]:
-        """Hook every module of the process for the length of the block."""
-        handles: list[RemovableHandle] = [
-            nn_module.register_module_forward_pre_hook(self.enter),
-            nn_module.register_module_forward_hook(self.leave),
-        ]
+        """Stand before and after every call of a module for the length of the block.
+
+        As global hooks would; but with any of those, PyTorch makes each call in a way that takes as long as a small op.
+        """
+        call_of, enter, leave = nn.Module._call_impl, self.enter, self.leave
+        hook_of = Tensor.register_hook
+
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            changed = enter(module, args)
+            output = call_of(module, *(args if changed is None else changed), **kwargs)
+            leave(module, args, output)
+            return output
+
+        def register_hook(tensor: Tensor, hook: Any) -> Any:
+            self.altered = True
+            return hook_of(tensor, hook)
+
+        self.altered = False
+        Tensor.register_hook = register_hook  # type: ignore[method-assign]
+        nn.Module._call_impl = call  # type: ignore[method-assign]
         try:
             yield self
         finally:
+            Tensor.register_hook = hook_of  # type: ignore[method-assign]
+            nn.Module._call_impl = call_of  # type: ignore[method-assign]
             self._open.clear()
-            for handle in handles:
-                handle.remove()
 
     def enter(self, module: nn.Module, args: Any) -> Any:
-        """Global forward pre-hook."""
+        """Before a call; what it returns, if anything, are the arguments to be given instead."""
         name = self.names.get(id(module))
         if name is None or _compiling():
             return
@@ -125,7 +139,7 @@ class Scopes:
         self.calls.append(call)
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """Global forward hook; modules that raised inside this one stay without an end."""
+        """After a call; modules that raised inside this one stay without an end."""
         opened = self._open
         while opened and opened[-1].module is not module:
             if not any(call.module is module for call in opened):

@@ -38,7 +38,7 @@ def fits(tensor: Tensor) -> bool:
     """Can compiled loops read this tensor, and is that the faster way by now?"""
     return (
         tensor.dtype is torch.float32
-        and 1 < tensor.numel() <= LARGEST
+        and 0 < tensor.numel() <= LARGEST
         and tensor.is_cpu
         and tensor.layout is torch.strided
         and tensor.is_contiguous()
@@ -56,58 +56,58 @@ def _kernels() -> Any:
 
 def moments(tensor: Tensor, axis: int | None) -> Moments:
     """Moments of a tensor that fits, with samples along ``axis``."""
-    return _moments(tensor, axis, *_kernels().moments(tensor.data_ptr(), *_parts(tensor, axis), _FLOATS))
+    return _moments(tensor, axis, *_kernels().moments(tensor.data_ptr(), *_parts(tensor.shape, axis), _FLOATS))
 
 
-def many_moments(tensors: Sequence[Tensor], axis: int | None) -> list[Moments]:
-    """The same of tensors of one shape."""
-    found = np.empty((len(tensors), 3))
-    _kernels().many_moments(loops.addresses(tensors), *_parts(tensors[0], axis), _FLOATS, found)
-    return [_moments(tensor, axis, *sums) for tensor, sums in zip(tensors, found.tolist(), strict=True)]
-
-
-def _parts(tensor: Tensor, axis: int | None) -> tuple[int, int, int]:
-    """How often the samples are gone through, how many there are, and how many entries each has in one go."""
+@functools.lru_cache
+def _parts(shape: torch.Size, axis: int | None) -> tuple[int, int, int]:
+    """How often what lies along ``axis`` is gone through, its length, and how many entries lie between two of it."""
     if axis is None:
-        return 1, 1, tensor.numel()
-    outer, samples = math.prod(tensor.shape[:axis]), tensor.shape[axis]
-    return outer, samples, tensor.numel() // (outer * samples)
+        return 1, 1, math.prod(shape)
+    outer, length = math.prod(shape[:axis]), shape[axis]
+    return outer, length, math.prod(shape) // (outer * length)
 
 
-def _moments(tensor: Tensor, axis: int | None, total: float, squares: float, deviations: float) -> Moments:
-    count = tensor.numel()
-    if not math.isfinite(squares):
+def _moments(tensor: Tensor, axis: int | None, rms: float, mean: float, std: float) -> Moments:
+    if not math.isfinite(rms):
         bad = int((~torch.isfinite(tensor.detach())).sum())
-        return Moments(count, math.nan, math.nan, None, math.inf, bad)
-    std = None if axis is None else math.sqrt(max(0.0, deviations) / count)
-    return _new(count, math.sqrt(squares / count), total / count, std)
+        return Moments(tensor.numel(), math.nan, math.nan, None, math.inf, bad)
+    return _new(tensor.numel(), rms, mean, None if axis is None else std)
 
 
 def norms(tensors: Sequence[Tensor]) -> list[float]:
-    """L2 norms of tensors of one size that fit."""
+    """L2 norms of tensors that fit."""
     squares = np.empty(len(tensors))
-    _kernels().square_sums(loops.addresses(tensors), tensors[0].numel(), _FLOATS, squares)
+    sizes = np.array(list(map(Tensor.numel, tensors)))
+    _kernels().square_sums(loops.addresses(tensors), sizes, _FLOATS, squares)
     roots: list[float] = np.sqrt(squares).tolist()
     return roots
 
 
-def slopes(
-    op: str, tensors: Sequence[Tensor], axis: int, flat: float, zero: float
-) -> tuple[Tensor, list[float], list[float]]:
-    """Derivatives of an activation, met many times with one shape.
-
-    ``tensors``: the outputs of a tanh, sigmoid or relu, or for another ``op`` its derivatives; units along ``axis``.
+def slopes(tensors: Sequence[Tensor], axis: int, flat: float, zero: float) -> tuple[Tensor, list[list[float]]]:
+    """Derivatives of an activation, met many times with one shape, with units along ``axis``.
 
     Returns:
-        Of each tensor the largest derivative of each unit, the share of derivatives below ``flat``, and the share of
-        units that have none above ``zero``.
+        Of each tensor the largest derivative of each unit; and the share of derivatives below ``flat``, and the share
+        of units that have none above ``zero``.
     """
-    kernels, shape, count = _kernels(), tensors[0].shape, tensors[0].numel()
-    outer, units = math.prod(shape[:axis]), shape[axis]
-    highest = np.empty((len(tensors), units), np.float32)
-    counts = np.zeros((len(tensors), 2))
-    code, bounds = kernels.OPS.get(op, kernels.SLOPES), (np.float32(flat), np.float32(zero))
-    inner = count // (outer * units)
-    kernels.units(loops.addresses(tensors), outer, inner, code, *bounds, highest, counts)
-    low, dead = (counts / (count, units)).T.tolist()
-    return torch.from_numpy(highest), low, dead
+    kernels, shape = _kernels(), tensors[0].shape
+    peaks, shares = torch.empty(len(tensors), shape[axis]), np.empty((len(tensors), 2))
+    addresses = loops.addresses(tensors)
+    kernels.units(addresses, *_parts(shape, axis), kernels.SLOPES, flat, zero, peaks.data_ptr(), _FLOATS, shares)
+    return peaks, shares.tolist()
+
+
+def outputs(
+    op: str, tensors: Sequence[Tensor], samples: int | None, axis: int, flat: float, zero: float
+) -> tuple[list[Moments], Tensor, list[list[float]]]:
+    """Moments of the outputs of a tanh, sigmoid or relu, with samples along ``samples``; and the derivatives there."""
+    kernels, shape = _kernels(), tensors[0].shape
+    peaks, shares = torch.empty(len(tensors), shape[axis]), np.empty((len(tensors), 2))
+    addresses, moments = loops.addresses(tensors), np.empty((len(tensors), 3))
+    bounds = kernels.OPS[op], flat, zero
+    kernels.outputs(
+        addresses, *_parts(shape, samples), *_parts(shape, axis), *bounds, peaks.data_ptr(), _FLOATS, moments, shares
+    )
+    found = [_moments(tensor, samples, *one) for tensor, one in zip(tensors, moments.tolist(), strict=True)]
+    return found, peaks, shares.tolist()

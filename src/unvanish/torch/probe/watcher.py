@@ -32,14 +32,14 @@ class Watcher(Scopes):
         self._measured: set[int] = set()
 
     def enter(self, module: nn.Module, args: Any) -> Any:
-        """Global forward pre-hook."""
+        """Before a call."""
         Scopes.enter(self, module, args)
         if isinstance(module, _RNNBase) and id(module) in self.names:
             return self.times.enter(module, args)
         return None
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Global forward hook."""
+        """After a call."""
         if id(module) not in self.names or _compiling():
             return
         Scopes.leave(self, module, args, output)
