@@ -76,7 +76,9 @@ class Arrivals:
         keep = partial(self._norms.arrivals((vertex.shape, vertex.dtype)).__setitem__, index)
         return partial(self._arrived, keep, index if low else None) if full or low else keep
 
-    def _behind(self, index: int, under: int, vertex: Vertex, *, full: bool) -> Callable[[_Gradients, _Gradients], None]:
+    def _behind(
+        self, index: int, under: int, vertex: Vertex, *, full: bool
+    ) -> Callable[[_Gradients, _Gradients], None]:
         """Keeps what arrives at a site, and at the one below."""
         arrived = self._norms.arrivals((vertex.shape, vertex.dtype))
         flush = self._norms.flush if full else None

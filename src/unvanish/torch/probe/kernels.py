@@ -72,10 +72,10 @@ def moments(address: Any, outer: Any, samples: Any, features: Any, like: Any) ->
 
 
 @compiled()
-def square_sums(addresses: Any, sizes: Any, like: Any, result: Any) -> None:
-    """Sum of the squares of each of many tensors."""
-    for k in range(len(addresses)):
-        result[k] = wide_sum(array(addresses[k], sizes[k], like))
+def norms(table: Any, like: Any, result: Any) -> None:
+    """L2 norm of each of many tensors; ``table`` = their addresses and their sizes."""
+    for k in range(len(result)):
+        result[k] = math.sqrt(wide_sum(array(table[0, k], table[1, k], like)))
 
 
 @compiled(inline="always")
@@ -115,13 +115,14 @@ def _mark_nan(x: Any, op: Any, peaks: Any) -> None:
 
 
 @compiled()
-def _units(
-    address: Any, outer: Any, width: Any, inner: Any, op: Any, flat: Any, zero: Any, highest: Any, like: Any
-) -> Any:
-    """Writes the largest derivative of each unit of ``outer`` x units x ``inner`` to ``highest``.
+def _units(address: Any, parts: Any, bounds: Any, like: Any, highest: Any) -> Any:
+    """Writes the largest derivative of each unit of ``parts`` = outer x units x inner to ``highest``.
 
-    Returns the share of derivatives that lie below ``flat``, and the share of units that have none above ``zero``.
+    ``bounds`` = op, flat, zero.  Returns the share of derivatives that lie below ``flat``, and the share of units that
+    have none above ``zero``.
     """
+    outer, width, inner = parts
+    op, flat, zero = bounds
     features = width * inner
     x = array(address, outer * features, like)
     peaks = np.full(features, -np.inf, np.float32)
@@ -139,45 +140,22 @@ def _units(
 
 
 @compiled()
-def units(
-    addresses: Any,
-    outer: Any,
-    width: Any,
-    inner: Any,
-    op: Any,
-    flat: Any,
-    zero: Any,
-    highest: Any,
-    like: Any,
-    shares: Any,
-) -> None:
+def units(addresses: Any, parts: Any, bounds: Any, like: Any, highest: Any, shares: Any) -> None:
     """The units of many tensors of one shape, a row at ``highest``, and of ``shares``, for each."""
+    width = parts[1]
     rows = array(highest, len(addresses) * width, like)
     for k in range(len(addresses)):
         row = rows[k * width : (k + 1) * width]
-        shares[k, 0], shares[k, 1] = _units(addresses[k], outer, width, inner, op, flat, zero, row, like)
+        shares[k, 0], shares[k, 1] = _units(addresses[k], parts, bounds, like, row)
 
 
 @compiled()
-def outputs(
-    addresses: Any,
-    rounds: Any,
-    samples: Any,
-    features: Any,
-    outer: Any,
-    width: Any,
-    inner: Any,
-    op: Any,
-    flat: Any,
-    zero: Any,
-    highest: Any,
-    like: Any,
-    values: Any,
-    shares: Any,
-) -> None:
-    """The moments of ``rounds`` x samples x features, and the units, one tensor after the other."""
+def outputs(addresses: Any, values: Any, parts: Any, bounds: Any, like: Any, highest: Any, found: Any) -> None:
+    """The moments of ``values`` = outer x samples x features, and the units, one tensor after the other."""
+    outer, samples, features = values
+    width = parts[1]
     rows = array(highest, len(addresses) * width, like)
     for k in range(len(addresses)):
         row = rows[k * width : (k + 1) * width]
-        values[k, 0], values[k, 1], values[k, 2] = moments(addresses[k], rounds, samples, features, like)
-        shares[k, 0], shares[k, 1] = _units(addresses[k], outer, width, inner, op, flat, zero, row, like)
+        found[k, 0], found[k, 1], found[k, 2] = moments(addresses[k], outer, samples, features, like)
+        found[k, 3], found[k, 4] = _units(addresses[k], parts, bounds, like, row)

@@ -130,7 +130,7 @@ def measure(stack: Tensor, batch_size: int | None, scratch: Tensor | None = None
     rows = _rows(wide, batch_size, scratch if wide is stack else None)
     count = stack[0].numel()
     return [
-        _new(count=count, rms=rms, mean=mean, batch_std=std) if 1e-15 < rms < 1e15 else _slow(stack[i], batch_size)
+        _new(count, rms, mean, std) if 1e-15 < rms < 1e15 else _slow(stack[i], batch_size)
         for i, (rms, mean, std) in enumerate(rows)
     ]
 

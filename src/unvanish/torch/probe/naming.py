@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -24,25 +23,31 @@ class Names:
 
 def names_of(model: nn.Module) -> Names:
     """Names of all modules and parameters of a model; shared ones under their first name."""
-    modules: dict[int, str] = {}
-    parameters: dict[int, str] = {}
-    for name, module in model.named_modules():
-        path = clean(name)
-        if not isinstance(module, _LISTS):  # these are never called: their weights have names of their own
-            modules[id(module)] = path
-        for short, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) not in parameters:
-                parameters[id(parameter)] = f"{path}.{short}" if path else short
-    return Names(modules, parameters)
+    names = Names({}, {})
+    _name(model, "", names)
+    return names
 
 
-class SiteName(NamedTuple):
-    """Path of a site, which call of it this is, the weight it uses, and whether it stands outside the network."""
+def _name(module: nn.Module, name: str, names: Names) -> None:
+    """Name a module and all below it; ``name`` is its path to PyTorch.
 
-    path: str
-    call: int
-    parameter: str | None
-    loss: bool
+    In the order of ``named_modules``, whose generators inside of generators take longer than all the rest.
+    """
+    path = clean(name)
+    if not isinstance(module, _LISTS):  # these are never called: their weights have names of their own
+        names.modules[id(module)] = path
+    for short, parameter in module._parameters.items():
+        if parameter is not None and id(parameter) not in names.parameters:
+            names.parameters[id(parameter)] = f"{path}.{short}" if path else short
+    if module._modules:
+        prefix = f"{name}." if name else ""
+        for short, below in module._modules.items():
+            if below is not None and id(below) not in names.modules:
+                _name(below, prefix + short, names)
+
+
+# path of a site, which call of it this is, the weight it uses, and whether it stands outside the network
+SiteName = tuple[str, int, str | None, bool]
 
 
 class Namer:
@@ -58,7 +63,7 @@ class Namer:
     def names(self, graph: Graph, owners: list[Call | None]) -> list[SiteName]:
         """One name per vertex, in forward order."""
         paths: dict[int, str] = {}
-        named = []
+        named: list[SiteName] = []
         calls = self._calls
         for vertex, owner in zip(graph.vertices, owners, strict=True):
             parameter = self._weight(vertex.parameters, graph.leaves) if vertex.parameters else None
@@ -68,7 +73,7 @@ class Namer:
             if not vertex.hidden:
                 calls[kind] = call + 1
             outside = owner is None and vertex.number >= self._loss_from > 0
-            named.append(SiteName(path, call, parameter, outside))
+            named.append((path, call, parameter, outside))
         return named
 
     def _weight(self, parameters: tuple[int, ...], leaves: dict[int, Tensor]) -> str | None:

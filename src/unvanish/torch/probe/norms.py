@@ -90,15 +90,15 @@ class Norms:
         for arrived in self._arrivals.values():
             if not arrived:
                 continue
-            plain = _plain(arrived)
-            if plain is None:
-                found = ((slot, _first(given)) for slot, given in arrived.items())
-                self._waiting.update((slot, tensor) for slot, tensor in found if tensor is not None)
-            elif small.fit(plain):  # one call for all of them, whatever their shapes
+            given = [gradients[0] for gradients in arrived.values()]
+            if small.fit(given):  # one call for all of them, whatever their shapes
                 slots += arrived
-                tensors += plain
-            else:
+                tensors += given
+            elif (plain := _plain(given)) is not None:
                 self._measure(list(arrived), plain)
+            else:
+                found = ((slot, _first(gradients)) for slot, gradients in arrived.items())
+                self._waiting.update((slot, tensor) for slot, tensor in found if tensor is not None)
             arrived.clear()
         if tensors:
             self._store(slots, tensors, small.norms(tensors))
@@ -134,12 +134,11 @@ class Norms:
                     self.nonfinite[slot] = int((~torch.isfinite(tensor)).sum())
 
 
-def _plain(arrived: dict[int, _Gradients]) -> list[Tensor] | None:
-    """The first gradient of each; None unless all are ordinary tensors on one device."""
+def _plain(given: list[Tensor | None]) -> list[Tensor] | None:
+    """The gradients; None unless all are ordinary tensors on one device."""
     tensors = []
     device = None
-    for gradients in arrived.values():
-        tensor = gradients[0]
+    for tensor in given:
         if type(tensor) is not Tensor or tensor.requires_grad or tensor.layout is not _STRIDED or tensor.is_complex():
             return None
         if tensor.get_device() != device:

@@ -6,10 +6,10 @@ a node's module is the innermost call whose interval holds its number: no tracin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,9 @@ _compiling, _grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
 _INNER_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
-class TensorFacts(NamedTuple):
-    """What is kept of a tensor that crossed a module's border; never the tensor itself."""
-
-    storage: int
-    requires_grad: bool
+# What is kept of a tensor that crossed a module's border, never the tensor itself: the address of its storage (0: it
+# has none, being sparse, fake or wrapped), and whether it requires gradients.
+TensorFacts = tuple[int, bool]
 
 
 @dataclass(slots=True)
@@ -46,17 +44,18 @@ class Call:
     outputs: tuple[TensorFacts, ...] = ()
 
 
-def facts(tensor: Tensor) -> TensorFacts:
-    """Facts of one tensor; a sparse, fake or wrapped tensor without storage counts as storage 0."""
+def _facts(value: Any) -> tuple[TensorFacts, ...]:
+    """Of each tensor in it."""
+    if type(value) is Tensor:
+        return ((_storage(value), value.requires_grad),)
+    return tuple((_storage(tensor), tensor.requires_grad) for tensor in tensors_in(value))
+
+
+def _storage(tensor: Tensor) -> int:
     try:  # without an offset into it, the storage begins where the tensor does, and need not be made an object of
-        storage = tensor.untyped_storage().data_ptr() if tensor.storage_offset() else tensor.data_ptr()
+        return tensor.untyped_storage().data_ptr() if tensor.storage_offset() else tensor.data_ptr()
     except (RuntimeError, NotImplementedError):
-        storage = 0
-    return TensorFacts(storage, tensor.requires_grad)
-
-
-def _all_facts(value: Any) -> tuple[TensorFacts, ...]:
-    return (facts(value),) if type(value) is Tensor else tuple(map(facts, tensors_in(value)))
+        return 0
 
 
 def tensors_in(value: Any, depth: int = 0) -> Iterator[Tensor]:
@@ -100,10 +99,13 @@ class Scopes:
 
         As global hooks would; but with any of those, PyTorch makes each call in a way that takes as long as a small op.
         """
-        call_of, enter, leave = nn.Module._call_impl, self.enter, self.leave
-        hook_of = Tensor.register_hook
+        call_of: Callable[..., Any] = nn.Module._call_impl
+        hook_of: Callable[..., Any] = Tensor.register_hook
+        enter, leave = self.enter, self.leave
 
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if _compiling():
+                return call_of(module, *args, **kwargs)
             changed = enter(module, args)
             output = call_of(module, *(args if changed is None else changed), **kwargs)
             leave(module, args, output)
@@ -115,7 +117,7 @@ class Scopes:
 
         self.altered = False
         Tensor.register_hook = register_hook  # type: ignore[method-assign]
-        nn.Module._call_impl = call  # type: ignore[method-assign]
+        nn.Module._call_impl = call  # type: ignore[method-assign,assignment]
         try:
             yield self
         finally:
@@ -126,7 +128,7 @@ class Scopes:
     def enter(self, module: nn.Module, args: Any) -> Any:
         """Before a call; what it returns, if anything, are the arguments to be given instead."""
         name = self.names.get(id(module))
-        if name is None or _compiling():
+        if name is None:
             return
         opened = self._open
         if opened:
@@ -134,23 +136,29 @@ class Scopes:
         call = Call(name, module, _sequence_number(), len(opened), _grad_enabled())
         if module._parameters and _has_weights(module):  # most modules have none, and this is asked at every call
             call.trainable = True
-            call.inputs = _all_facts(args[0] if len(args) == 1 else args)
+            call.inputs = _facts(args[0] if len(args) == 1 else args)
         opened.append(call)
         self.calls.append(call)
 
-    def leave(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """After a call; modules that raised inside this one stay without an end."""
+    def leave(self, module: nn.Module, args: Any, output: Any) -> bool:
+        """After a call, if it is one that was recorded; modules that raised inside this one stay without an end."""
         opened = self._open
-        while opened and opened[-1].module is not module:
-            if not any(call.module is module for call in opened):
-                return
-            opened.pop()
-        if not opened:
-            return
+        if not opened or (opened[-1].module is not module and not self._unwind(module)):
+            return False
         call = opened.pop()
         call.end = _sequence_number()
         if call.trainable:
-            call.outputs = _all_facts(output)
+            call.outputs = _facts(output)
+        return True
+
+    def _unwind(self, module: nn.Module) -> bool:
+        """Forget the calls that raised inside one of this module; False if it is not open."""
+        opened = self._open
+        if not any(call.module is module for call in opened):
+            return False
+        while opened[-1].module is not module:
+            opened.pop()
+        return True
 
     def innermost(self) -> str:
         """Path of the module that runs now ("" for the whole network); "loss" outside of all."""

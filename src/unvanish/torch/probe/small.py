@@ -12,7 +12,8 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from operator import attrgetter
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -25,13 +26,19 @@ from unvanish.types import Moments
 LARGEST = 1 << 16  # elements: PyTorch gives a thread 32,768, so that with all of its threads it is faster only above
 PRICE = 40_000  # tensors: 0.8 s to load Numba and the loops, which save 20 us on each
 _FLOATS = np.zeros(0, np.float32)
+_WHERE, _IN_MEMORY = attrgetter("layout", "is_cpu"), {(torch.strided, True)}
 _new = maker(Moments)
 _met = itertools.count()
 
 
-def fit(tensors: Sequence[Tensor]) -> bool:
-    """Can compiled loops read these tensors of one kind, and is that the faster way?"""
-    return fits(tensors[0]) and all(map(Tensor.is_contiguous, tensors))
+def fit(tensors: list[Any]) -> TypeGuard[list[Tensor]]:
+    """Can compiled loops read these tensors of one shape and dtype, and is that the faster way?"""
+    return (
+        set(map(type, tensors)) == {Tensor}
+        and set(map(_WHERE, tensors)) == _IN_MEMORY
+        and fits(tensors[0])
+        and all(map(Tensor.is_contiguous, tensors))
+    )
 
 
 def fits(tensor: Tensor) -> bool:
@@ -56,7 +63,8 @@ def _kernels() -> Any:
 
 def moments(tensor: Tensor, axis: int | None) -> Moments:
     """Moments of a tensor that fits, with samples along ``axis``."""
-    return _moments(tensor, axis, *_kernels().moments(tensor.data_ptr(), *_parts(tensor.shape, axis), _FLOATS))
+    parts = _parts(tensor.shape, axis)
+    return _moments(tensor, axis, *_kernels().moments(tensor.data_ptr(), *parts, _FLOATS))
 
 
 @functools.lru_cache
@@ -69,18 +77,18 @@ def _parts(shape: torch.Size, axis: int | None) -> tuple[int, int, int]:
 
 
 def _moments(tensor: Tensor, axis: int | None, rms: float, mean: float, std: float) -> Moments:
-    if not math.isfinite(rms):
-        bad = int((~torch.isfinite(tensor.detach())).sum())
-        return Moments(tensor.numel(), math.nan, math.nan, None, math.inf, bad)
-    return _new(tensor.numel(), rms, mean, None if axis is None else std)
+    if math.isfinite(rms):
+        return _new(tensor.numel(), rms, mean, None if axis is None else std)
+    bad = int((~torch.isfinite(tensor.detach())).sum())
+    return Moments(tensor.numel(), math.nan, math.nan, None, math.inf, bad)
 
 
 def norms(tensors: Sequence[Tensor]) -> list[float]:
-    """L2 norms of tensors that fit."""
-    squares = np.empty(len(tensors))
-    sizes = np.array(list(map(Tensor.numel, tensors)))
-    _kernels().square_sums(loops.addresses(tensors), sizes, _FLOATS, squares)
-    roots: list[float] = np.sqrt(squares).tolist()
+    """L2 norms of tensors that fit, of any shapes."""
+    table = np.array((list(map(Tensor.data_ptr, tensors)), list(map(Tensor.numel, tensors))), np.int64)
+    found = np.empty(len(tensors))
+    _kernels().norms(table, _FLOATS, found)
+    roots: list[float] = found.tolist()
     return roots
 
 
@@ -93,8 +101,8 @@ def slopes(tensors: Sequence[Tensor], axis: int, flat: float, zero: float) -> tu
     """
     kernels, shape = _kernels(), tensors[0].shape
     peaks, shares = torch.empty(len(tensors), shape[axis]), np.empty((len(tensors), 2))
-    addresses = loops.addresses(tensors)
-    kernels.units(addresses, *_parts(shape, axis), kernels.SLOPES, flat, zero, peaks.data_ptr(), _FLOATS, shares)
+    bounds = kernels.SLOPES, flat, zero
+    kernels.units(loops.addresses(tensors), _parts(shape, axis), bounds, _FLOATS, peaks.data_ptr(), shares)
     return peaks, shares.tolist()
 
 
@@ -103,11 +111,10 @@ def outputs(
 ) -> tuple[list[Moments], Tensor, list[list[float]]]:
     """Moments of the outputs of a tanh, sigmoid or relu, with samples along ``samples``; and the derivatives there."""
     kernels, shape = _kernels(), tensors[0].shape
-    peaks, shares = torch.empty(len(tensors), shape[axis]), np.empty((len(tensors), 2))
-    addresses, moments = loops.addresses(tensors), np.empty((len(tensors), 3))
-    bounds = kernels.OPS[op], flat, zero
-    kernels.outputs(
-        addresses, *_parts(shape, samples), *_parts(shape, axis), *bounds, peaks.data_ptr(), _FLOATS, moments, shares
-    )
-    found = [_moments(tensor, samples, *one) for tensor, one in zip(tensors, moments.tolist(), strict=True)]
-    return found, peaks, shares.tolist()
+    peaks, found = torch.empty(len(tensors), shape[axis]), np.empty((len(tensors), 5))
+    parts, bounds = _parts(shape, axis), (kernels.OPS[op], flat, zero)
+    addresses = loops.addresses(tensors)
+    kernels.outputs(addresses, _parts(shape, samples), parts, bounds, _FLOATS, peaks.data_ptr(), found)
+    rows = found.tolist()
+    moments = [_moments(tensor, samples, *row[:3]) for tensor, row in zip(tensors, rows, strict=True)]
+    return moments, peaks, [row[3:] for row in rows]

@@ -16,7 +16,7 @@ from unvanish.torch.probe.scopes import Scopes, tensors_in
 
 _saving_elsewhere = torch._C._autograd._top_saved_tensors_default_hooks
 _KEEP_OUTPUT = frozenset({nn.Tanh, nn.Sigmoid, nn.ReLU})  # their nodes do, so that it can be read later, many at once
-_compiling, _RNNBase = torch.compiler.is_compiling, nn.RNNBase
+_RNNBase = nn.RNNBase
 _wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # inside vmap or grad: it has no numbers of its own
 
 
@@ -38,11 +38,10 @@ class Watcher(Scopes):
             return self.times.enter(module, args)
         return None
 
-    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+    def leave(self, module: nn.Module, args: Any, output: Any) -> bool:
         """After a call."""
-        if id(module) not in self.names or _compiling():
-            return
-        Scopes.leave(self, module, args, output)
+        if not Scopes.leave(self, module, args, output):
+            return False
         if not self._open:
             self.output = output
         if isinstance(module, _RNNBase):
@@ -52,6 +51,7 @@ class Watcher(Scopes):
                 self._measure(tensor)
         elif type(module) not in _KEEP_OUTPUT or not output.is_floating_point() or _saving_elsewhere(False):
             self._measure(output)
+        return True
 
     def _measure(self, tensor: Tensor) -> None:
         node = tensor.grad_fn

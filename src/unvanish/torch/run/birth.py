@@ -57,8 +57,8 @@ def find_birth(graph: Graph | None, scopes: Scopes, names: Names) -> NonFinite |
     inputs = _saved(first, outputs=False)
     if any(not _finite(tensor) for tensor in inputs) and first.raw_input:
         return NonFinite("input", "data", "input", 0, _range(inputs))
-    place = next(name for vertex, name in zip(graph.vertices, named, strict=True) if vertex is first)
-    return NonFinite(place.path if not place.loss else "loss", first.op, "forward", 0, _range(inputs))
+    path, *_, outside = next(name for vertex, name in zip(graph.vertices, named, strict=True) if vertex is first)
+    return NonFinite("loss" if outside else path, first.op, "forward", 0, _range(inputs))
 
 
 def find_birth_unwatched(loss: Tensor, names: Names) -> NonFinite | None:

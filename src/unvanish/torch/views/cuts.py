@@ -39,13 +39,13 @@ def _parameters(call: Call) -> list[Tensor]:
 
 
 def _fed_without_gradient(call: Call) -> bool:
-    return bool(call.inputs) and not any(tensor.requires_grad for tensor in call.inputs)
+    return bool(call.inputs) and not any(needs for _, needs in call.inputs)
 
 
 def _shared_input(before: list[Call], after: Call) -> bool:
     """Is ``after`` fed with what the lost modules were fed with, not with what they made of it?"""
-    given = {tensor.storage for call in before for tensor in call.inputs}
-    return all(tensor.storage in given for tensor in after.inputs if tensor.storage)
+    given = {storage for call in before for storage, _ in call.inputs}
+    return all(storage in given for storage, _ in after.inputs if storage)
 
 
 def suspects(cuts: tuple[Cut, ...], parameters: Iterable[Parameter]) -> tuple[Cut, ...]:
@@ -92,8 +92,8 @@ def _cut(before: list[Call], after: Call) -> Cut:
     last = before[-1]
     if not last.grad_enabled:
         return Cut(last.name, "no_grad", _names(before), f"{last.name} ran with gradients switched off")
-    made = {tensor.storage for call in before for tensor in call.outputs if tensor.requires_grad and tensor.storage}
-    shared = any(tensor.storage in made for tensor in after.inputs)
+    made = {storage for call in before for storage, needs in call.outputs if needs and storage}
+    shared = any(storage in made for storage, _ in after.inputs)
     op = "detach" if shared else "cut"
     how = "its output was detached" if shared else "a new tensor without history was made from its output"
     return Cut(last.name, op, _names(before), f"{how} before {after.name}")

@@ -39,8 +39,8 @@ def _cut(calls: list[Call], numbers: list[int]) -> Cut | None:
 
 def _handed_on(call: Call, following: Call) -> bool:
     """Is the next call given what this one put out, in the same memory, without its history?"""
-    made = {tensor.storage for tensor in call.outputs if tensor.requires_grad and tensor.storage}
-    return any(tensor.storage in made and not tensor.requires_grad for tensor in following.inputs)
+    made = {storage for storage, needs in call.outputs if needs and storage}
+    return any(storage in made and not needs for storage, needs in following.inputs)
 
 
 def _within(call: Call, numbers: list[int]) -> bool:
