@@ -15,6 +15,7 @@ from unvanish.torch.probe.norms import Norms
 
 LOW_PRECISION = ("float16", "bfloat16")
 _Gradients = tuple[Tensor | None, ...]
+_Kind = tuple[tuple[int, ...], str]  # shape and dtype
 _Shown = list[tuple[int, Vertex]]  # sites in forward order, each with its index among all vertices
 
 
@@ -36,23 +37,30 @@ class Arrivals:
         """
         slots = {id(vertex): index for index, vertex in shown}
         self._norms.reserve(length)
+        rooms: dict[_Kind, tuple[int, dict[int, _Gradients]]] = {}
         told: set[int] = set()
         waiting = size = 0
         for index, vertex in reversed(shown):
+            under = None
             if index not in told:
-                below = self._alone_feeds(vertex)
-                count = 1 if below is None else 2
-                waiting, size = waiting + count, size + count * vertex.size
+                kind = vertex.shape, vertex.dtype
+                room = rooms.get(kind)
+                if room is None:
+                    room = rooms[kind] = vertex.size, self._norms.arrivals(kind)
+                under = self._feeds_alone(vertex, slots)
+                count = 1 if under is None else 2
+                waiting, size = waiting + count, size + count * room[0]
                 full = waiting >= QUEUE_LENGTH or size >= QUEUE_BYTES
                 if full:
                     waiting = size = 0
-                if below is None:
-                    self._handles.append(vertex.node.register_prehook(self._before(index, vertex, full=full)))
+                if under is None:
+                    self._hook_before(index, vertex, room[1], full=full)
                 else:
-                    told.add(slots[id(below)])
-                    keep = self._behind(index, slots[id(below)], vertex, full=full)
-                    self._handles.append(vertex.node.register_hook(keep))
-            if vertex.data and vertex.kind != "merge":
+                    told.add(under)
+                    self._hook_behind(index, under, vertex, room[1], full=full)
+            if under is not None:
+                self.passed[index] = under
+            elif vertex.data and vertex.kind != "merge":
                 self._hook_passed(index, vertex, slots)
 
     def remove(self) -> None:
@@ -61,34 +69,33 @@ class Arrivals:
             handle.remove()
         self._handles.clear()
 
-    def _alone_feeds(self, vertex: Vertex) -> Vertex | None:
-        """The site below, if what arrives there is what this one passes on, as it is."""
+    def _feeds_alone(self, vertex: Vertex, slots: dict[int, int]) -> int | None:
+        """Slot of the site below, if what arrives there is what this one passes on, as it is."""
         if self._altered or len(vertex.data) != 1 or vertex.parameters or vertex.dtype in LOW_PRECISION:
             return None
         position, below = vertex.data[0]
-        alike = below.shape == vertex.shape and below.dtype == vertex.dtype
-        return below if alike and position == 0 and below.readers == 1 and not below.hidden else None
+        if position or below.hidden or below.readers != 1 or below.shape != vertex.shape or below.dtype != vertex.dtype:
+            return None
+        return slots[id(below)]
 
-    def _before(self, index: int, vertex: Vertex, *, full: bool) -> Callable[[_Gradients], None]:
-        """Keeps what arrives; without a Python frame of its own, where possible."""
+    def _hook_before(self, index: int, vertex: Vertex, room: dict[int, _Gradients], *, full: bool) -> None:
+        """Keep what arrives; without a Python frame of its own, where possible."""
+        keep: Callable[[_Gradients], None] = partial(room.__setitem__, index)
         low = vertex.dtype in LOW_PRECISION
-        keep: Callable[[_Gradients], None]
-        keep = partial(self._norms.arrivals((vertex.shape, vertex.dtype)).__setitem__, index)
-        return partial(self._arrived, keep, index if low else None) if full or low else keep
+        if full or low:
+            keep = partial(self._arrived, keep, index if low else None)
+        self._handles.append(vertex.node.register_prehook(keep))
 
-    def _behind(
-        self, index: int, under: int, vertex: Vertex, *, full: bool
-    ) -> Callable[[_Gradients, _Gradients], None]:
-        """Keeps what arrives at a site, and at the one below."""
-        arrived = self._norms.arrivals((vertex.shape, vertex.dtype))
+    def _hook_behind(self, index: int, under: int, vertex: Vertex, room: dict[int, _Gradients], *, full: bool) -> None:
+        """Keep what arrives at a site, and at the one below."""
         flush = self._norms.flush if full else None
 
-        def keep(passed: _Gradients, came: _Gradients) -> None:
-            arrived[index], arrived[under] = came, passed
+        def keep(passed: _Gradients, arrived: _Gradients) -> None:
+            room[index], room[under] = arrived, passed
             if flush is not None:
                 flush()
 
-        return keep
+        self._handles.append(vertex.node.register_hook(keep))
 
     def _arrived(self, keep: Callable[[_Gradients], None], zeros: int | None, gradients: _Gradients) -> None:
         """As many gradients wait as are measured together, or zeros are to be counted."""

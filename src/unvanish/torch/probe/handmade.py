@@ -86,7 +86,7 @@ def find_handmade(graph: Graph) -> list[Handmade]:
     All that reads the source must lead to the one result, so that the gradients at both belong together; weights must
     come after it, else it may be a loss.
     """
-    if not any(vertex.stem in _CURVED for vertex in graph.vertices):
+    if _CURVED.isdisjoint([vertex.stem for vertex in graph.vertices]):
         return []
     regions = _regions(graph)
     if not regions:

@@ -28,7 +28,7 @@ from unvanish.torch.probe.handmade import Handmade, become_sites, find_handmade
 from unvanish.torch.probe.naming import Namer, Names
 from unvanish.torch.probe.norms import Norms
 from unvanish.torch.probe.recurrent import TimeWatch
-from unvanish.torch.probe.saved import readable
+from unvanish.torch.probe.saved import kept_output
 from unvanish.torch.probe.sites import Measured, describe, merge_units, normalized_count
 from unvanish.torch.probe.softmax import one_hot_share, softmax_axis
 from unvanish.torch.probe.watcher import Watcher
@@ -86,11 +86,10 @@ class Probe:
 
     def attach(self, loss: Tensor) -> Graph:
         """Read the graph of ``loss`` and hook its nodes; call ``loss.backward()`` next."""
-        with without_collector():
-            self.graph = read_graph(loss, self._inputs | self.scopes.times.leaves)
-        self._units = UnitQueue(self.scopes.moments)
-        shown = [(index, vertex) for index, vertex in enumerate(self.graph.vertices) if not vertex.hidden]
         with torch.no_grad(), without_collector():
+            self.graph = read_graph(loss, self._inputs | self.scopes.times.leaves)
+            self._units = UnitQueue(self.scopes.moments)
+            shown = [(index, vertex) for index, vertex in enumerate(self.graph.vertices) if not vertex.hidden]
             for index, vertex in shown:
                 if vertex.kind == "activation":
                     self._look_at_activation(index, vertex)
@@ -109,11 +108,13 @@ class Probe:
 
     def _look_at_activation(self, index: int, vertex: Vertex) -> None:
         """Queue its derivative, and what it put out where the forward pass has not measured that."""
-        channel = _after_convolution(vertex)
-        if vertex.stem in DERIVATIVES and vertex.shape and 0 not in vertex.shape and readable(vertex):
-            number = vertex.number if self.scopes.claim(vertex.number) else -1
-            self._units.add_output(index, number, vertex.op, vertex.node._saved_result, channel)
-            return
+        channel = len(vertex.shape) > 2 and _after_convolution(vertex)
+        if vertex.stem in DERIVATIVES and vertex.shape and 0 not in vertex.shape:
+            output = kept_output(vertex)
+            if output is not None:
+                number = vertex.number if self.scopes.claim(vertex.number) else -1
+                self._units.add_output(index, number, vertex.op, output, channel)
+                return
         self._units.add(index, vertex, channel)
         self.scopes.observe_saved(vertex)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from unvanish.torch.probe.graph import Vertex
 
 _REAL = frozenset({"float32", "float64", "float16", "bfloat16"})
@@ -22,6 +24,17 @@ def readable(vertex: Vertex) -> bool:
     except RuntimeError:  # the graph was freed
         return False
     return True
+
+
+def kept_output(vertex: Vertex) -> Tensor | None:
+    """What a node that keeps its output and nothing else put out; None where that cannot be read twice."""
+    if vertex.dtype not in _REAL:
+        return None
+    try:
+        output: Tensor | None = vertex.node._saved_result if vertex.node._raw_saved_result.unpack_hook is None else None
+    except RuntimeError:  # the graph was freed
+        return None
+    return output
 
 
 def _saved_names(kind: type) -> tuple[str, ...]:
