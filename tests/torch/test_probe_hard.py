@@ -92,10 +92,38 @@ def test_module_hooks_are_gone_even_after_an_error() -> None:
 
     model = nn.Sequential(nn.Linear(2, 2), Broken())
     probe = Probe(names_of(model), 2)
+    taken = nn.Module._call_impl, Tensor.register_hook
     with pytest.raises(KeyError, match="own error"), probe.watching():
         model(torch.randn(2, 2))
+    assert (nn.Module._call_impl, Tensor.register_hook) == taken
     assert not nn_module._global_forward_hooks
     assert not nn_module._global_forward_pre_hooks
+
+
+class Reversing(nn.Module):
+    """Changes the gradient on its way from the activation to the layer below, as gradient reversal and clipping do."""
+
+    def __init__(self, factor: float | None) -> None:
+        super().__init__()
+        self.below, self.above, self.factor = nn.Linear(5, 6), nn.Linear(6, 3), factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.below(x)
+        if self.factor is not None:
+            hidden.register_hook(lambda gradient: self.factor * gradient)
+        return self.above(torch.tanh(hidden))
+
+
+@pytest.mark.parametrize("factor", [None, -10.0])
+def test_hooks_on_tensors_change_what_arrives(factor: float | None) -> None:
+    model, x, y = Reversing(factor), torch.randn(8, 5), torch.randint(3, (8,))
+    sites = watch(model, lambda m: F.cross_entropy(m(x), y), 8)
+    wide = double(model)
+    hidden = wide.below(x.double()).detach().requires_grad_()
+    (arrives,) = torch.autograd.grad(F.cross_entropy(wide.above(torch.tanh(hidden)), y), hidden)
+    close(site(sites, "below").log_grad_out, ln(arrives * (factor or 1.0)))
+    assert model.below.bias.grad is not None
+    torch.testing.assert_close(model.below.bias.grad.double(), (arrives * (factor or 1.0)).sum(dim=0))
 
 
 def test_an_error_that_the_model_catches_does_not_confuse_the_names() -> None:

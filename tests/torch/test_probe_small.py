@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from unvanish.torch import loops
 from unvanish.torch.probe import small
@@ -50,7 +50,6 @@ def test_moments(shape: tuple[int, ...], exponent: int, seed: int, offset: float
     over = axis if 0 <= axis < len(shape) else None
     assert small.fits(tensor)
     found, array = small.moments(tensor, over), tensor.double().numpy()
-    assert small.many_moments([tensor, tensor], over) == [found, found]
     assert found.count == array.size
     assert found.rms == pytest.approx(float(np.sqrt((array**2).mean())), rel=1e-12, abs=0)
     assert found.mean == pytest.approx(float(array.mean()), abs=1e-12 * found.rms)
@@ -86,6 +85,7 @@ def test_what_is_not_finite_is_counted() -> None:
 @given(SHAPES, st.lists(st.integers(-45, 38), min_size=1, max_size=5), st.integers(0, 1000))
 def test_norms(shape: tuple[int, ...], exponents: list[int], seed: int) -> None:
     tensors = [drawn(shape, seed + i).clamp(-3, 3).mul(10.0**e).float() for i, e in enumerate(exponents)]
+    tensors.append(torch.tensor(-3.0))  # one call, whatever their shapes
     expected = [float(np.linalg.norm(tensor.double().numpy())) for tensor in tensors]
     assert small.norms(tensors) == pytest.approx(expected, rel=1e-12, abs=0, nan_ok=True)
 
@@ -102,24 +102,31 @@ def test_slopes_against_autograd(shape: tuple[int, ...], op: str, seed: int, axi
         slopes = [torch.autograd.functional.jvp(OPS[op], x, torch.ones_like(x))[1] for x in inputs]
     else:
         values, slopes = inputs, [x.abs() for x in inputs]
-    peaks, low, dead = small.slopes(op, values, axis, 0.05, 1e-6)
+    if op:
+        samples = seed % len(shape)
+        moments, peaks, shares = small.outputs(op, values, samples, axis, 0.05, 1e-6)
+        assert moments == [small.moments(value, samples) for value in values]
+    else:
+        peaks, shares = small.slopes(values, axis, 0.05, 1e-6)
     rest = [d for d in range(len(shape)) if d != axis]
     for row, slope in enumerate(slopes):
         highest = slope.amax(dim=rest) if rest else slope
         torch.testing.assert_close(peaks[row], highest, rtol=1e-6, atol=1e-7)
-        assert dead[row] == pytest.approx(float((highest <= 1e-6).float().mean()))
+        low, dead = shares[row]
+        assert dead == pytest.approx(float((highest <= 1e-6).float().mean()))
         unsure = int(((slope - 0.05).abs() < 1e-6).sum())  # rounding decides
-        assert abs(low[row] * slope.numel() - int((slope < 0.05).sum())) <= unsure + 1e-6
+        assert abs(low * slope.numel() - int((slope < 0.05).sum())) <= unsure + 1e-6
 
 
 @pytest.mark.parametrize("op", [*OPS, ""])
 def test_a_derivative_that_is_not_a_number_is_not_zero(op: str) -> None:
     values = torch.full((4, 5, 3), 1.0 if op in ("tanh", "sigmoid") else 0.0)  # all are dead
     values[2, 3, 1] = math.nan
-    peaks, _, dead = small.slopes(op, [values, values.nan_to_num(1.0)], 1, 0.05, 1e-6)
+    both = [values, values.nan_to_num(1.0)]
+    *_, peaks, shares = small.outputs(op, both, 0, 1, 0.05, 1e-6) if op else small.slopes(both, 1, 0.05, 1e-6)
     assert peaks[0].isnan().tolist() == [False, False, False, True, False]
     assert not peaks[1].isnan().any()
-    assert dead[0] == pytest.approx(0.8)
+    assert shares[0][1] == pytest.approx(0.8)
 
 
 def test_only_what_lies_in_one_small_piece_of_float32_is_read() -> None:
@@ -135,8 +142,10 @@ def test_only_what_lies_in_one_small_piece_of_float32_is_read() -> None:
         x[:0],
     )
     assert small.fits(x)
-    assert not any(map(small.fits, (*refused, x.to("meta"), torch.ones(()))))
-    assert not small.fit([x, torch.randn(6, 8).t()])
+    assert not any(map(small.fits, (*refused, x.to("meta"))))
+    assert small.fit([x, x])
+    for other in (torch.randn(6, 8).t(), x.to_sparse(), x.to("meta"), nn.Parameter(x), None):
+        assert not small.fit([x, other])
 
 
 def test_loops_are_loaded_when_calls_have_cost_as_much(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ _USUAL_EPS, _LARGE_EPS = 1e-8, 1e-3
 _STRONG_DECAY, _STRONG_DROPOUT = 0.02, 0.7
 _UNEVEN = 100.0  # times the smallest learning rate of a group is the largest
 _HEAVY, _LONGEST = 0.97, 400  # a momentum that shows only after many steps, and how many are taken
+_HALF, _LONGER = 0.2, 5  # progress on one batch that decides nothing yet, and how many times longer is waited then
 _BRISK, _IDLE = 0.1, 0.1  # update / weight, in the first steps, of a training that removes so little
 _GOOD_RATIOS = (0.01, 0.1)  # update / weight of a brisk but sound step
 _NOTHING = 0.02  # progress on changing batches below which a batch learnt by heart proves little
@@ -62,28 +63,32 @@ def experiments(
         levers += [("eps", _USUAL_EPS / eps) for eps in _large_eps(flow)]
         levers += [("weight-decay", 0.0)] if _decays_strongly(flow) else []
         levers += [("dropout", 0.0)] if any(module.p >= _STRONG_DROPOUT for module in dropouts(model)) else []
-    if reached >= reading.LEARNS and len(batches) > 1 and _too_brisk(flow):
+    if reached >= ENOUGH and len(batches) > 1 and _too_brisk(flow):
         levers += [("learning-rate-in-training", factor) for factor in _SLOWER]
     return (
         base,
         *_of_terms(attempt, flow),
         *(made for lever, factor in levers for made in attempt.tried(lever, factor)),
-        *_with_momentum(attempt, flow, reached),
+        *_at_length(attempt, flow, reached),
     )
 
 
-def _with_momentum(attempt: Attempt, flow: Flow, reached: float) -> tuple[Experiment, ...]:
-    """A large momentum makes 1 / (1 - momentum) of the rate, in as many steps: what comes of it, and of others."""
-    view, learnt = flow.optimizer, max(reached, reading.trains(flow) or 0.0)
-    if (
-        view is None
-        or not view.given
-        or not _HEAVY <= view.momentum < 1
-        or learnt < reading.LEARNS
-        or len(attempt.batches) < 2
-    ):
+def _at_length(attempt: Attempt, flow: Flow, reached: float) -> tuple[Experiment, ...]:
+    """Trainings that show only after many steps what comes of a rate, and of smaller ones.
+
+    A large momentum makes 1 / (1 - momentum) of the rate, in as many steps.  A large rate may half learn one batch, and
+    of the training as little as small rates do in few steps.
+    """
+    view = flow.optimizer
+    if view is None or not view.given or len(attempt.batches) < 2:
         return ()
-    long = replace(attempt, steps=min(_LONGEST, round(4 / (1 - view.momentum))))
+    if _HEAVY <= view.momentum < 1 and max(reached, reading.trains(flow) or 0.0) >= reading.LEARNS:
+        steps = min(_LONGEST, round(4 / (1 - view.momentum)))
+    elif _HALF <= reached < ENOUGH and _too_brisk(flow):
+        steps = _LONGER * attempt.steps
+    else:
+        return ()
+    long = replace(attempt, steps=steps)
     return tuple(made for factor in (1.0, *_SLOWER) for made in long.tried("learning-rate-in-training", factor))
 
 
