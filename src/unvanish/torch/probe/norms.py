@@ -119,7 +119,10 @@ class Norms:
         self._waiting.clear()
         self._bytes = 0
         for slots, tensors in groups.values():
-            self._measure(slots, tensors)
+            if small.fit(tensors):
+                self._store(slots, tensors, small.norms(tensors))
+            else:
+                self._measure(slots, tensors)
 
     def _measure(self, slots: list[int], tensors: list[Tensor]) -> None:
         measured = norms(tensors, scale=self._scale, buffers=self._buffers)
