@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam
 
+from unvanish import reading
+from unvanish.rules import _flows
 from unvanish.torch.rehearsal.altered import features_last, movable, standardized, widened
 from unvanish.torch.rehearsal.attempt import Attempt
+from unvanish.torch.rehearsal.experiments import _at_length
 from unvanish.torch.rehearsal.objective import Objective
-from unvanish.types import Site
+from unvanish.types import Flow, Site
 
 
 @pytest.fixture(autouse=True)
@@ -26,9 +32,11 @@ def attempt(optimizer: type[torch.optim.Optimizer], batches: int = 1, **settings
     return Attempt(model, made, Objective(F.mse_loss, None), held, 12, None), model
 
 
-def by_hand(model: nn.Module, optimizer: torch.optim.Optimizer, batches: list[tuple[Tensor, Tensor]]) -> list[float]:
+def by_hand(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batches: list[tuple[Tensor, Tensor]], steps: int = 12
+) -> list[float]:
     losses = []
-    for step in range(12):
+    for step in range(steps):
         x, y = batches[step % len(batches)]
         optimizer.zero_grad()
         loss = F.mse_loss(model(x), y)
@@ -57,6 +65,28 @@ def test_a_lever_is_the_same_training_by_hand(lever, factor, given, moved, chang
     expected = by_hand(model, kind(model.parameters(), **moved), batches)
     assert list(found.losses[:12]) == pytest.approx(expected, rel=1e-5)
     assert (found.lever, found.factor) == (lever, factor)
+
+
+def brisk(update: float) -> Flow:
+    """A training whose first steps were of this size, and that has removed nothing."""
+    flow = _flows.plain(stuck=True)
+    assert (reading.trains(flow) or 0.0) < 0.1
+    return replace(flow, steps=tuple(replace(step, largest_update_ratio=update) for step in flow.steps))
+
+
+def test_a_half_learnt_batch_is_decided_by_longer_trainings() -> None:
+    tried, model = attempt(SGD, 3, lr=0.1)
+    made = _at_length(tried, brisk(0.5), 0.35)
+    assert [(one.lever, one.factor) for one in made] == [("learning-rate-in-training", f) for f in (1.0, 0.1, 0.01)]
+    for one in made:
+        copy = deepcopy(model)
+        expected = by_hand(copy, SGD(copy.parameters(), lr=0.1 * one.factor), list(tried.batches), 60)
+        assert list(one.losses) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("update", "reached"), [(0.5, 0.1), (0.5, 0.6), (0.01, 0.35)])
+def test_where_a_batch_or_its_steps_decide_nothing_is_waited_for(update: float, reached: float) -> None:
+    assert _at_length(attempt(SGD, 3, lr=0.1)[0], brisk(update), reached) == ()
 
 
 def site(kind: str, shape: tuple[int, ...]) -> Site:
