@@ -33,7 +33,8 @@ class Vertex:
     """One node of the graph that carries data. ``data`` = (input position, vertex below) pairs.
 
     ``raw_input``: it reads the batch itself.  ``constant``: it is made of parameters alone, yet by an op that
-    normally reads data (a factorised weight, a learned query).
+    normally reads data (a factorised weight, a learned query).  ``several``: it has more than one output; shape and
+    dtype are those of the first.
     """
 
     node: Any
@@ -50,6 +51,7 @@ class Vertex:
     raw_input: bool = False
     constant: bool = False
     custom: bool = False
+    several: bool = False
 
     @property
     def size(self) -> int:
@@ -179,7 +181,7 @@ class _Reader:
         parameters: tuple[int, ...],
         holes: bool,
     ) -> Vertex:
-        shape, dtype = _output(node)
+        shape, dtype, outputs = _output(node)
         op, kind = ops.FIXED.get(stem) or ops.classify(node, stem, _carriers(data))
         vertex = Vertex(node, number, stem, op, kind, shape, dtype, data, parameters, 0, stem in _HIDDEN, not data)
         constant = not holes and stem not in _LOOKUPS and bool(data or parameters)  # else it reads the batch
@@ -187,6 +189,7 @@ class _Reader:
             source.readers += 1
             constant = constant and source.constant
         vertex.constant = constant
+        vertex.several = outputs > 1
         vertex.custom = type(node) not in ops.STEMS  # a torch.autograd.Function of the user's
         self.vertices.append(vertex)
         return vertex
@@ -216,13 +219,13 @@ def _carriers(data: list[tuple[int, Vertex]]) -> int:
 _DTYPES: dict[Any, str] = {}
 
 
-def _output(node: Any) -> tuple[tuple[int, ...], str]:
-    """Shape and dtype of a node's (first) output."""
+def _output(node: Any) -> tuple[tuple[int, ...], str, int]:
+    """Shape and dtype of a node's (first) output, and how many it has."""
     metadata = node._input_metadata
     if not metadata:
-        return (), "float32"
+        return (), "float32", 0
     first = metadata[0]
     dtype = _DTYPES.get(first.dtype)
     if dtype is None:
         dtype = _DTYPES[first.dtype] = str(first.dtype).removeprefix("torch.")
-    return tuple(first.shape), dtype
+    return tuple(first.shape), dtype, len(metadata)

@@ -21,16 +21,13 @@ _LIFT = 2.0**100  # brings the smallest float32 number, 1e-45, to 1e-15: its squ
 _SAFE_WIDE = (1e-140, 1e150)  # the same for float64
 
 
-_Gradients = tuple[Tensor | None, ...]
-
-
 class Norms:
     """Queue of tensors whose L2 norms are wanted, each under the number of a slot."""
 
     def __init__(self) -> None:
         self.nonfinite: dict[int, int] = {}  # slot -> how many NaN and Inf; only slots that have any
         self._waiting: dict[int, Tensor] = {}
-        self._arrivals: dict[object, dict[int, _Gradients]] = {}
+        self._arrivals: dict[object, dict[int, Tensor | None]] = {}
         self._slots = 0
         self._bytes = 0
         self._values: dict[int, float] = {}
@@ -63,8 +60,8 @@ class Norms:
         if self._bytes > QUEUE_BYTES or len(self._waiting) >= QUEUE_LENGTH:
             self.flush()
 
-    def arrivals(self, kind: object) -> dict[int, _Gradients]:
-        """Slot -> gradients of one shape and dtype, of which the first counts; the caller fills it, then flushes."""
+    def arrivals(self, kind: object) -> dict[int, Tensor | None]:
+        """Slot -> gradient, all of one shape and dtype; the caller fills it, then flushes."""
         return self._arrivals.setdefault(kind, {})
 
     def log(self, slot: int) -> float | None:
@@ -90,15 +87,14 @@ class Norms:
         for arrived in self._arrivals.values():
             if not arrived:
                 continue
-            given = [gradients[0] for gradients in arrived.values()]
+            given = list(arrived.values())
             if small.fit(given):  # one call for all of them, whatever their shapes
                 slots += arrived
                 tensors += given
             elif (plain := _plain(given)) is not None:
                 self._measure(list(arrived), plain)
             else:
-                found = ((slot, _first(gradients)) for slot, gradients in arrived.items())
-                self._waiting.update((slot, tensor) for slot, tensor in found if tensor is not None)
+                self._waiting.update((slot, tensor) for slot, tensor in arrived.items() if tensor is not None)
             arrived.clear()
         if tensors:
             self._store(slots, tensors, small.norms(tensors))
@@ -159,10 +155,6 @@ def _scale(norm: float) -> float:
     if 1e-12 < norm < 1e12 or not norm < math.inf:
         return 1.0
     return math.ldexp(1.0, max(-126, min(127, -math.frexp(norm)[1])))
-
-
-def _first(gradients: tuple[Tensor | None, ...]) -> Tensor | None:
-    return next((gradient for gradient in gradients if gradient is not None), None)
 
 
 def log(norm: float | None) -> float | None:

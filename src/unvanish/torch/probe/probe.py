@@ -99,7 +99,7 @@ class Probe:
                     self._one_hot[index] = one_hot_share(vertex)
                     self._counts[index] = None if (axis := softmax_axis(vertex)) is None else vertex.shape[axis]
             self._units.finish()  # before the backward pass: what waits would stay alive through it
-            self._arrivals = Arrivals(self._norms, altered=self.scopes.altered)
+            self._arrivals = Arrivals(self._norms)
             self._arrivals.hook(shown, len(self.graph.vertices))
             self._handmade = find_handmade(self.graph)
             for one in self._handmade:

@@ -90,7 +90,6 @@ class Scopes:
         """``names`` maps id(module) to its path; modules not in it are ignored."""
         self.names = names
         self.calls: list[Call] = []
-        self.altered = True  # hooks on tensors may change gradients on their way, or it is not known
         self._open: list[Call] = []
 
     @contextmanager
@@ -100,7 +99,6 @@ class Scopes:
         As global hooks would; but with any of those, PyTorch makes each call in a way that takes as long as a small op.
         """
         call_of: Callable[..., Any] = nn.Module._call_impl
-        hook_of: Callable[..., Any] = Tensor.register_hook
         enter, leave = self.enter, self.leave
 
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -111,17 +109,10 @@ class Scopes:
             leave(module, args, output)
             return output
 
-        def register_hook(tensor: Tensor, hook: Any) -> Any:
-            self.altered = True
-            return hook_of(tensor, hook)
-
-        self.altered = False
-        Tensor.register_hook = register_hook  # type: ignore[method-assign]
         nn.Module._call_impl = call  # type: ignore[method-assign,assignment]
         try:
             yield self
         finally:
-            Tensor.register_hook = hook_of  # type: ignore[method-assign]
             nn.Module._call_impl = call_of  # type: ignore[method-assign]
             self._open.clear()
 
