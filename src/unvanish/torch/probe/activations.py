@@ -42,18 +42,18 @@ DERIVATIVES: dict[str, Callable[[Tensor, Tensor, Tensor], object]] = {
 class Units:
     """Which units of one activation were alive on at least one sample, and the share of saturated elements.
 
-    ``peaks[row]`` holds the largest derivative of each unit; the rows around it belong to other activations.
+    ``living[row]`` tells of each unit whether it was; the rows around it belong to other activations.
     """
 
-    peaks: Tensor
+    living: Tensor
     row: int
     saturated: float | None
     dead: float
 
     @property
     def alive(self) -> Tensor:
-        """The units whose derivative was not zero on all samples; one that is not a number is not zero."""
-        return ~(self.peaks[self.row] <= NO_SLOPE)
+        """The units whose derivative was not zero on all samples."""
+        return self.living[self.row]
 
 
 _units = maker(Units)
@@ -163,9 +163,9 @@ class UnitQueue:
 
     def _store(self, op: str, keys: list[int], peaks: Tensor, shares: Iterable[Sequence[float]]) -> None:
         """``shares`` of saturated elements and of dead units."""
-        saturates = op in SATURATING
+        saturates, living = op in SATURATING, alive(peaks)
         for row, (key, (low, dead)) in enumerate(zip(keys, shares, strict=True)):
-            self._done[key] = _units(peaks, row, low if saturates else None, dead)
+            self._done[key] = _units(living, row, low if saturates else None, dead)
 
     def _measure_stacked(self, kind: _Kind, group: _Group) -> None:
         """Side by side."""
@@ -206,6 +206,11 @@ class UnitQueue:
         slopes = self._slopes.like(outputs)
         DERIVATIVES[op.capitalize()](self._one((), outputs.dtype, outputs.device), outputs, slopes)
         return slopes
+
+
+def alive(peaks: Tensor) -> Tensor:
+    """Of each largest derivative, whether it is not zero; one that is not a number is not zero."""
+    return (peaks <= NO_SLOPE).logical_not_()
 
 
 def _pieces(stack: Tensor, axis: int) -> tuple[Tensor, ...]:

@@ -15,7 +15,6 @@ from unvanish.torch.probe.norms import Norms
 
 LOW_PRECISION = ("float16", "bfloat16")
 _Kind = tuple[tuple[int, ...], str]  # shape and dtype
-_Shown = list[tuple[int, Vertex]]  # sites in forward order, each with its index among all vertices
 _node_now = torch._C._current_autograd_node
 
 
@@ -23,7 +22,7 @@ class Arrivals:
     """Every so many gradients, those that have come are measured together."""
 
     def __init__(self, norms: Norms) -> None:
-        self.passed: dict[int, int] = {}  # site -> slot of the gradient it passes on
+        self.passed: list[int | None] = []  # by index of the vertex: slot of the gradient it passes on
         self.zeros: dict[int, float] = {}  # site -> share of zeros in what arrives, where it comes in few digits
         self._norms = norms
         self._slots: dict[Any, int] = {}  # node -> index of its site, the slot of what arrives there
@@ -31,18 +30,20 @@ class Arrivals:
         self._shared: dict[_Kind, tuple[Tensor, dict[int, Any]]] = {}
         self._handles: list[Any] = []
 
-    def hook(self, shown: _Shown, length: int) -> None:
-        """Hook the sites among ``length`` vertices; a gradient's slot is the index of where it arrives."""
-        slots = {id(vertex): index for index, vertex in shown}
-        self._norms.reserve(length)
-        for index, vertex in shown:
+    def hook(self, vertices: list[Vertex]) -> None:
+        """Hook those that are sites; the slot of what arrives at one is its index."""
+        self._norms.reserve(len(vertices))
+        self.passed = [None] * len(vertices)
+        for vertex in vertices:
+            if vertex.hidden:
+                continue
             if vertex.several:
-                self._handles.append(vertex.node.register_prehook(partial(self._arrived_first, index)))
+                self._handles.append(vertex.node.register_prehook(partial(self._arrived_first, vertex.index)))
             else:
-                self._slots[vertex.node] = index
+                self._slots[vertex.node] = vertex.index
                 vertex.node._register_hook_dict(self._hooks(vertex))
-            if vertex.data and vertex.kind != "merge":
-                self._hook_passed(index, vertex, slots)
+            if vertex.below and vertex.kind != "merge":
+                self._hook_passed(vertex)
 
     def remove(self) -> None:
         """Take all hooks away."""
@@ -97,19 +98,18 @@ class Arrivals:
         if gradient is not None and gradient.layout == torch.strided:
             self.zeros[slot] = 1 - float(gradient.count_nonzero()) / max(1, gradient.numel())
 
-    def _hook_passed(self, index: int, vertex: Vertex, slots: dict[int, int]) -> None:
+    def _hook_passed(self, vertex: Vertex) -> None:
         """The gradient a site passes on is what arrives at the site below, unless others add to it there."""
-        below = vertex.data[0][1]
-        while below.hidden and below.isometry and below.readers == 1 and below.data:
-            below = below.data[0][1]
-        if below.readers == 1 and not below.hidden and len(vertex.data) == 1:
-            self.passed[index] = slots[id(below)]  # what arrives there
+        below = vertex.below[0]
+        while below.hidden and below.isometry and below.readers == 1 and below.below:
+            below = below.below[0]
+        if below.readers == 1 and not below.hidden and len(vertex.below) == 1:
+            self.passed[vertex.index] = below.index  # the slot of what arrives there
             return
-        slot = self.passed[index] = self._norms.slot()
-        positions = [position for position, _ in vertex.data]
-        self._handles.append(vertex.node.register_hook(partial(self._passed_on, slot, positions)))
+        slot = self.passed[vertex.index] = self._norms.slot()
+        self._handles.append(vertex.node.register_hook(partial(self._passed_on, slot, vertex.positions)))
 
-    def _passed_on(self, slot: int, positions: list[int], passed: tuple[Tensor | None, ...], _: object) -> None:
+    def _passed_on(self, slot: int, positions: tuple[int, ...], passed: tuple[Tensor | None, ...], _: object) -> None:
         gradients = [passed[p] for p in positions if p < len(passed)]
         present = [g for g in gradients if g is not None]
         if len(present) == 1:

@@ -8,7 +8,7 @@ parameters.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
@@ -19,6 +19,7 @@ from unvanish.vocabulary import Kind
 
 _Edges = tuple[tuple[Any, int], ...]
 _Node = tuple[int, str, Any, _Edges]  # number, stem, node, what it reads
+_ALONE = tuple((position,) for position in range(4))  # most read one thing: one object tells where, for all of them
 _MISSING = object()
 _LEAF = "AccumulateGrad"
 # ops that read data even where all that autograd shows of their inputs is a parameter: the ids need no gradient
@@ -30,21 +31,23 @@ _HIDDEN = frozenset(ops.ISOMETRIES | ops.STRUCTURE)
 
 @dataclass(slots=True)
 class Vertex:
-    """One node of the graph that carries data. ``data`` = (input position, vertex below) pairs.
+    """One node of the graph that carries data, the ``index``-th of them.
 
-    ``raw_input``: it reads the batch itself.  ``constant``: it is made of parameters alone, yet by an op that
+    ``below`` = the vertices it reads, at ``positions`` among its inputs.  ``raw_input``: it reads the batch itself.  ``constant``: it is made of parameters alone, yet by an op that
     normally reads data (a factorised weight, a learned query).  ``several``: it has more than one output; shape and
     dtype are those of the first.
     """
 
     node: Any
+    index: int
     number: int
     stem: str
     op: str
     kind: Kind
     shape: tuple[int, ...]
     dtype: str
-    data: list[tuple[int, Vertex]] = field(default_factory=list)
+    below: tuple[Vertex, ...] = ()
+    positions: tuple[int, ...] = ()
     parameters: tuple[int, ...] = ()
     readers: int = 0
     hidden: bool = False
@@ -77,26 +80,26 @@ def read_graph(loss: Tensor, inputs: set[int]) -> Graph:
     """Walk the graph below ``loss``. ``inputs`` = id of leaf tensors that are data, not parameters."""
     if loss.grad_fn is None:  # it was made of plain numbers, and may have been told to require a gradient since
         return Graph([], {}, None)
-    nodes = _reachable(loss.grad_fn)
     reader = _Reader(inputs)
-    foreign = not reader.read(nodes)
+    foreign = not reader.read(*_reachable(loss.grad_fn))
     if foreign:  # nodes numbered by another thread, such as the backward thread of a GPU: numbers give no order
         reader = _Reader(inputs)
-        reader.read(_topological(loss.grad_fn, nodes))
+        leaves, nodes = _reachable(loss.grad_fn)
+        reader.read(leaves, _topological(loss.grad_fn, nodes))
     root = reader.placed.get(loss.grad_fn)
     return Graph(reader.vertices, reader.leaves, root if isinstance(root, Vertex) else None)
 
 
-def _reachable(root: Any) -> list[_Node]:
-    """All nodes below and including ``root``: leaves, then in the order the forward pass made them."""
-    leaves: list[_Node] = []
+def _reachable(root: Any) -> tuple[list[Any], list[_Node]]:
+    """All nodes below and including ``root``: the leaves, and the others, those that the forward pass made last first."""
+    leaves: list[Any] = []
     nodes: list[_Node] = []
     seen, stack, stems = {root}, [root], ops.STEMS
     while stack:
         node = stack.pop()
         stem = stems.get(type(node)) or ops.stem(node)
         if stem == _LEAF:
-            leaves.append((-1, stem, node, ()))
+            leaves.append(node)
             continue
         below = node.next_functions
         nodes.append((node._sequence_nr(), stem, node, below))
@@ -104,22 +107,22 @@ def _reachable(root: Any) -> list[_Node]:
             if source is not None and source not in seen:
                 seen.add(source)
                 stack.append(source)
-    nodes.sort(key=itemgetter(0))
-    return leaves + nodes
+    nodes.sort(key=itemgetter(0), reverse=True)
+    return leaves, nodes
 
 
 def _topological(root: Any, nodes: list[_Node]) -> list[_Node]:
-    """The same nodes, each after all it reads; a number that contradicts this order becomes negative: no module's."""
+    """The same nodes, each before all it reads; a number that contradicts this order becomes negative: no module's."""
     known = {one[2]: one for one in nodes}
     ordered: list[_Node] = []
     last: dict[Any, int] = {}
     stack: list[tuple[Any, bool]] = [(root, False)]
     while stack:
         node, ready = stack.pop()
-        if node is None or node in last:
+        if node not in known or node in last:
             continue
         number, stem, _, edges = known[node]
-        below = [source for source, _ in edges if source is not None]
+        below = [source for source, _ in edges if source in known]
         if not ready:
             stack.append((node, True))
             stack.extend((source, False) for source in below if source not in last)
@@ -127,6 +130,7 @@ def _topological(root: Any, nodes: list[_Node]) -> list[_Node]:
         newest = max((last[source] for source in below), default=-1)
         last[node] = max(number, newest)
         ordered.append((number if number > newest else -2 - len(ordered), stem, node, edges))
+    ordered.reverse()
     return ordered
 
 
@@ -138,21 +142,23 @@ class _Reader:
         self.vertices: list[Vertex] = []
         self.leaves: dict[int, Tensor] = {}
         self.placed: dict[Any, Vertex | tuple[int, ...] | None] = {}  # vertex, the parameters below, or input data
+        self._shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
 
-    def read(self, nodes: list[_Node]) -> bool:
-        """Place all nodes; False as soon as one comes before something that it reads."""
-        for number, stem, node, edges in nodes:
-            if stem == _LEAF:
-                variable = node.variable
-                key = id(variable)
-                self.leaves[key] = variable
-                self.placed[node] = None if key in self.inputs else (key,)
-            elif not self._place(number, stem, node, edges):
+    def read(self, leaves: list[Any], nodes: list[_Node]) -> bool:
+        """Place all nodes, the last first, and let go of them; False as soon as one reads what is not placed yet."""
+        for node in leaves:
+            variable = node.variable
+            key = id(variable)
+            self.leaves[key] = variable
+            self.placed[node] = None if key in self.inputs else (key,)
+        while nodes:
+            if not self._place(*nodes.pop()):
                 return False
         return True
 
     def _place(self, number: int, stem: str, node: Any, edges: _Edges) -> bool:
-        data: list[tuple[int, Vertex]] = []
+        data: tuple[Vertex, ...] = ()
+        positions: tuple[int, ...] = ()
         parameters: tuple[int, ...] = ()
         holes = False  # inputs that need no gradient, or that are the batch itself
         placed = self.placed
@@ -161,13 +167,14 @@ class _Reader:
             if below is None:
                 holes = True
             elif type(below) is Vertex:
-                data.append((position, below))
+                data += (below,)
+                positions += _ALONE[position] if position < len(_ALONE) else (position,)
             elif type(below) is tuple:
                 parameters += below
             else:
                 return False
         if data or not parameters or not self._only_weights(stem, node, edges, holes):
-            placed[node] = self._vertex(number, stem, node, data, parameters, holes)
+            placed[node] = self._vertex(number, stem, node, data, positions, parameters, holes)
         else:
             placed[node] = parameters
         return True
@@ -177,15 +184,20 @@ class _Reader:
         number: int,
         stem: str,
         node: Any,
-        data: list[tuple[int, Vertex]],
+        data: tuple[Vertex, ...],
+        positions: tuple[int, ...],
         parameters: tuple[int, ...],
         holes: bool,
     ) -> Vertex:
         shape, dtype, outputs = _output(node)
         op, kind = ops.FIXED.get(stem) or ops.classify(node, stem, _carriers(data))
-        vertex = Vertex(node, number, stem, op, kind, shape, dtype, data, parameters, 0, stem in _HIDDEN, not data)
+        shape = self._shapes.setdefault(shape, shape)
+        hidden, index = stem in _HIDDEN, len(self.vertices)
+        vertex = Vertex(
+            node, index, number, stem, op, kind, shape, dtype, data, positions, parameters, 0, hidden, not data
+        )
         constant = not holes and stem not in _LOOKUPS and bool(data or parameters)  # else it reads the batch
-        for _, source in data:
+        for source in data:
             source.readers += 1
             constant = constant and source.constant
         vertex.constant = constant
@@ -211,9 +223,9 @@ class _Reader:
         return math.prod(_output(node)[0]) <= max(sizes, default=0)
 
 
-def _carriers(data: list[tuple[int, Vertex]]) -> int:
+def _carriers(data: tuple[Vertex, ...]) -> int:
     """Inputs that carry the batch; parameters combined by a product count only where nothing else is read."""
-    return (len(data) > 1 and sum(not source.constant for _, source in data)) or len(data)
+    return (len(data) > 1 and sum(not source.constant for source in data)) or len(data)
 
 
 _DTYPES: dict[Any, str] = {}

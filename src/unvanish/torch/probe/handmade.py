@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unvanish.torch.probe.activations import FLAT_SHARE, NO_SLOPE, Units
+from unvanish.torch.probe.activations import FLAT_SHARE, Units, alive
 from unvanish.torch.probe.graph import Graph, Vertex
 from unvanish.torch.probe.norms import Norms, dense
 
@@ -77,7 +77,8 @@ class Handmade:
         peaks = torch.where(peaks < 0, math.nan, peaks)  # no gradient was seen to arrive at this unit
         flat = float((slopes < FLAT_SHARE * steepest).sum()) / float(known.sum())
         self.log_slope = math.log(steepest)
-        self.units = Units(peaks.unsqueeze(0), 0, flat, float((peaks <= NO_SLOPE).sum()) / peaks.numel())
+        living = alive(peaks)
+        self.units = Units(living.unsqueeze(0), 0, flat, float((~living).sum()) / living.numel())
 
 
 def find_handmade(graph: Graph) -> list[Handmade]:
@@ -106,7 +107,7 @@ def become_sites(graph: Graph, handmade: list[Handmade]) -> dict[int, Handmade]:
         one = measured.get(id(vertex))
         if one is not None:
             found[index] = one
-            vertex.kind, vertex.data = "activation", [(0, one.source)]
+            vertex.kind, vertex.below, vertex.positions = "activation", (one.source,), (0,)
     return found
 
 
@@ -115,9 +116,9 @@ def _regions(graph: Graph) -> list[tuple[Vertex, list[Vertex]]]:
     origin: dict[int, Vertex] = {}
     members: dict[int, tuple[Vertex, list[Vertex]]] = {}
     for vertex in graph.vertices:
-        if vertex.stem not in _ELEMENTWISE or not vertex.data:
+        if vertex.stem not in _ELEMENTWISE or not vertex.below:
             continue
-        sources = {id(found): found for found in (origin.get(id(below), below) for _, below in vertex.data)}
+        sources = {id(found): found for found in (origin.get(id(below), below) for below in vertex.below)}
         (source, *others) = sources.values()
         if others or source.shape != vertex.shape or _kind_above(source) not in _ABOVE:
             continue
@@ -127,8 +128,8 @@ def _regions(graph: Graph) -> list[tuple[Vertex, list[Vertex]]]:
 
 
 def _kind_above(vertex: Vertex) -> str:
-    while vertex.hidden and len(vertex.data) == 1:
-        vertex = vertex.data[0][1]
+    while vertex.hidden and len(vertex.below) == 1:
+        vertex = vertex.below[0]
     return vertex.kind
 
 
@@ -137,7 +138,7 @@ def _before_weights(graph: Graph) -> set[int]:
     before: set[int] = set()
     for vertex in reversed(graph.vertices):
         if vertex.kind in _WEIGHTED or id(vertex) in before:
-            before.update(id(below) for _, below in vertex.data)
+            before.update(id(below) for below in vertex.below)
     return before
 
 
@@ -146,17 +147,17 @@ def _function(source: Vertex, members: list[Vertex]) -> Handmade | None:
 
     A single curved op makes no activation: exp is a softmax's or a deviation's, pow and abs a norm's.
     """
-    inside = Counter(id(below) for vertex in members for _, below in vertex.data)
+    inside = Counter(id(below) for vertex in members for below in vertex.below)
     results = [vertex for vertex in members if vertex.readers > inside[id(vertex)]]
     if len(results) != 1 or source.readers != inside[id(source)] or sum(map(_bends, members)) < 2:
         return None
     result = results[0]
-    while (result.stem in _STRAIGHT or result.stem in _COPIES) and len(result.data) == 1:
-        result = result.data[0][1]  # a scale or a shift behind it belongs to the next layer
+    while (result.stem in _STRAIGHT or result.stem in _COPIES) and len(result.below) == 1:
+        result = result.below[0]  # a scale or a shift behind it belongs to the next layer
         if result is source or result.readers > 1:
             return None
     return Handmade(source, result)
 
 
 def _bends(vertex: Vertex) -> bool:
-    return vertex.stem in _CURVED or vertex.stem in _KINKED or (vertex.stem in ("Mul", "Div") and len(vertex.data) > 1)
+    return vertex.stem in _CURVED or vertex.stem in _KINKED or (vertex.stem in ("Mul", "Div") and len(vertex.below) > 1)

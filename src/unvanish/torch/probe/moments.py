@@ -60,8 +60,15 @@ class MomentQueue:
     def __init__(self, batch_size: int | None = None) -> None:
         self.batch_size = batch_size
         self._groups: dict[tuple[object, ...], _Group] = {}
-        self._done: dict[int, Moments] = {}
+        self._done: dict[int, Moments | None] = {}  # None: claimed, and to come
         self._scratch = Buffers()
+
+    def claim(self, key: int) -> bool:
+        """Is it the caller's turn to measure what goes by this key?  Only the first who asks is told so."""
+        if key in self._done:
+            return False
+        self._done[key] = None
+        return True
 
     def add(self, key: int, tensor: Tensor) -> None:
         """Measure ``tensor`` now, or a copy of it later if it is small and there is no compiled loop for it.
@@ -96,8 +103,8 @@ class MomentQueue:
         """Measure tensors of one shape that lie side by side; ``scratch``, as much room again, is overwritten."""
         self._done.update(zip(keys, measure(stack, self.batch_size, scratch), strict=True))
 
-    def finish(self) -> dict[int, Moments]:
-        """Measure what still waits, let go of the memory, and return everything."""
+    def finish(self) -> dict[int, Moments | None]:
+        """Measure what still waits, let go of the memory, and return everything; None for what was claimed only."""
         for group in self._groups.values():
             if group.keys:
                 self._flush(group)

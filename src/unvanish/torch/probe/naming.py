@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -60,21 +61,20 @@ class Namer:
         self._calls: dict[tuple[str, str], int] = {}
         self._many: dict[int, bool] = {}
 
-    def names(self, graph: Graph, owners: list[Call | None]) -> list[SiteName]:
+    def names(self, graph: Graph, owners: list[Call | None]) -> Iterator[SiteName]:
         """One name per vertex, in forward order."""
-        paths: dict[int, str] = {}
-        named: list[SiteName] = []
+        paths: list[str] = []
         calls = self._calls
         for vertex, owner in zip(graph.vertices, owners, strict=True):
             parameter = self._weight(vertex.parameters, graph.leaves) if vertex.parameters else None
-            path = paths[id(vertex)] = self._path(vertex, owner, parameter, paths)
+            path = self._path(vertex, owner, parameter, paths)
+            paths.append(path)
             kind = path, vertex.op
             call = calls.get(kind, 0)
             if not vertex.hidden:
                 calls[kind] = call + 1
             outside = owner is None and vertex.number >= self._loss_from > 0
-            named.append((path, call, parameter, outside))
-        return named
+            yield path, call, parameter, outside
 
     def _weight(self, parameters: tuple[int, ...], leaves: dict[int, Tensor]) -> str | None:
         """Name of the weight: the first parameter that is a matrix and no bias, else the first."""
@@ -86,7 +86,7 @@ class Namer:
             first = first or name
         return first
 
-    def _path(self, vertex: Vertex, owner: Call | None, parameter: str | None, paths: dict[int, str]) -> str:
+    def _path(self, vertex: Vertex, owner: Call | None, parameter: str | None, paths: list[str]) -> str:
         weighs = parameter is not None and vertex.kind in ("linear", "convolution", "embedding", "normalization")
         if owner is not None and not owner.parent and owner.name and not (weighs and self._holds_many(owner)):
             return owner.name
@@ -94,7 +94,7 @@ class Namer:
             module = parameter.rpartition(".")[0].partition(_PARAMETRIZED)[0]
             return module if module and module in self._modules else parameter
         if vertex.hidden or vertex.kind in ("activation", "softmax", "other"):
-            near = next((paths[id(below)] for _, below in vertex.data if paths[id(below)]), "")
+            near = next((paths[below.index] for below in vertex.below if paths[below.index]), "")
             if vertex.hidden:
                 return near
             if near:

@@ -28,9 +28,8 @@ class Norms:
         self.nonfinite: dict[int, int] = {}  # slot -> how many NaN and Inf; only slots that have any
         self._waiting: dict[int, Tensor] = {}
         self._arrivals: dict[object, dict[int, Tensor | None]] = {}
-        self._slots = 0
         self._bytes = 0
-        self._values: dict[int, float] = {}
+        self._values: list[float | None] = []  # by slot
         self._scale = 1.0  # power of 2 that brings what was measured last near 1
         self._buffers = Buffers()
 
@@ -40,12 +39,12 @@ class Norms:
 
     def reserve(self, count: int) -> None:
         """Leave the first ``count`` slots to a caller that numbers them itself."""
-        self._slots = max(self._slots, count)
+        self._values += [None] * (count - len(self._values))
 
     def slot(self) -> int:
         """Reserve a slot to be filled later with ``put``."""
-        self._slots += 1
-        return self._slots - 1
+        self._values.append(None)
+        return len(self._values) - 1
 
     def add(self, tensor: Tensor) -> int:
         """Queue a tensor; returns its slot."""
@@ -68,17 +67,16 @@ class Norms:
         """ln of the norm in this slot: -inf for exactly zero, NaN or inf as met, None where nothing was put."""
         return log(self.norm(slot))
 
-    def logs(self, slots: dict[int, int] | None = None) -> dict[int, float | None]:
-        """key -> ln of the norm in the slot of this key; without ``slots``, of every slot that was filled."""
+    def logs(self) -> list[float | None]:
+        """ln of the norm in every slot, None where nothing was put."""
         self.flush()
         self._buffers.clear()
-        known = {slot: log(norm) for slot, norm in self._values.items()}
-        return known if slots is None else {key: known.get(slot) for key, slot in slots.items()}
+        return [log(norm) for norm in self._values]
 
     def norm(self, slot: int) -> float | None:
         """The norm in this slot, or None where nothing was put."""
         self.flush()
-        return self._values.get(slot)
+        return self._values[slot]
 
     def flush(self) -> None:
         """Measure what waits."""
@@ -126,7 +124,8 @@ class Norms:
         self._store(slots, tensors, measured)
 
     def _store(self, slots: list[int], tensors: list[Tensor], measured: list[float]) -> None:
-        self._values.update(zip(slots, measured, strict=True))
+        for slot, norm in zip(slots, measured, strict=True):
+            self._values[slot] = norm
         if not math.isfinite(sum(measured)):
             for slot, norm, tensor in zip(slots, measured, tensors, strict=True):
                 if not math.isfinite(norm):

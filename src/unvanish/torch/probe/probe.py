@@ -89,10 +89,12 @@ class Probe:
         with torch.no_grad(), without_collector():
             self.graph = read_graph(loss, self._inputs | self.scopes.times.leaves)
             self._units = UnitQueue(self.scopes.moments)
-            shown = [(index, vertex) for index, vertex in enumerate(self.graph.vertices) if not vertex.hidden]
-            for index, vertex in shown:
+            for vertex in self.graph.vertices:
+                index = vertex.index
+                if vertex.hidden:
+                    continue
                 if vertex.kind == "activation":
-                    self._look_at_activation(index, vertex)
+                    self._look_at_activation(vertex)
                 elif vertex.kind == "normalization":
                     self._counts[index] = normalized_count(vertex)
                 elif vertex.kind == "softmax":
@@ -100,22 +102,22 @@ class Probe:
                     self._counts[index] = None if (axis := softmax_axis(vertex)) is None else vertex.shape[axis]
             self._units.finish()  # before the backward pass: what waits would stay alive through it
             self._arrivals = Arrivals(self._norms)
-            self._arrivals.hook(shown, len(self.graph.vertices))
+            self._arrivals.hook(self.graph.vertices)
             self._handmade = find_handmade(self.graph)
             for one in self._handmade:
                 self._hooks += one.hook(self._norms)
         return self.graph
 
-    def _look_at_activation(self, index: int, vertex: Vertex) -> None:
+    def _look_at_activation(self, vertex: Vertex) -> None:
         """Queue its derivative, and what it put out where the forward pass has not measured that."""
         channel = len(vertex.shape) > 2 and _after_convolution(vertex)
         if vertex.stem in DERIVATIVES and vertex.shape and 0 not in vertex.shape:
             output = kept_output(vertex)
             if output is not None:
                 number = vertex.number if self.scopes.claim(vertex.number) else -1
-                self._units.add_output(index, number, vertex.op, output, channel)
+                self._units.add_output(vertex.index, number, vertex.op, output, channel)
                 return
-        self._units.add(index, vertex, channel)
+        self._units.add(vertex.index, vertex, channel)
         self.scopes.observe_saved(vertex)
 
     def sites(self) -> tuple[tuple[Site, ...], dict[int, Units]]:
@@ -136,22 +138,23 @@ class Probe:
         units.update((index, one.units) for index, one in handmade.items() if one.units is not None)
         owners = self.scopes.owners([vertex.number for vertex in graph.vertices])
         names = Namer(self.scopes, self._names).names(graph, owners)
-        log_out = self._norms.logs()
-        log_in = {index: log_out.get(slot) for index, slot in self._arrivals.passed.items()}
-        log_in.update((index, log_out.get(one.slot)) for index, one in handmade.items())
+        passed = self._arrivals.passed
+        for index, one in handmade.items():
+            passed[index] = one.slot
         slopes = {index: one.log_slope for index, one in handmade.items()}
-        forward = self.scopes.moments.finish()
-        bad = self._norms.nonfinite
-        seen = Measured(forward, log_out, log_in, units, self._arrivals.zeros, bad, self._counts, self._one_hot, slopes)
-        sites = describe(graph, names, seen)
-        shown = (index for index, vertex in enumerate(graph.vertices) if not vertex.hidden)
-        return sites, {order: units[index] for order, index in enumerate(shown) if index in units}
+        forward, logs = self.scopes.moments.finish(), self._norms.logs()
+        zeros, bad = self._arrivals.zeros, self._norms.nonfinite
+        sites = describe(
+            graph, names, Measured(forward, logs, passed, units, zeros, bad, self._counts, self._one_hot, slopes)
+        )
+        shown = (vertex.index for vertex in graph.vertices if not vertex.hidden)
+        return sites, {site.order: units[index] for site, index in zip(sites, shown, strict=True) if index in units}
 
 
 def _after_convolution(vertex: Vertex) -> bool:
     """Is the nearest op with weights below this one a convolution, so that axis 1 holds the units?"""
-    while vertex.data:
-        vertex = vertex.data[0][1]
+    while vertex.below:
+        vertex = vertex.below[0]
         if vertex.kind in ("linear", "convolution", "recurrent", "attention", "embedding"):
             return vertex.kind == "convolution"
     return False

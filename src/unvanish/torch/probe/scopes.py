@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
+from operator import le
 from typing import Any
 
 import torch
@@ -23,13 +25,15 @@ _INNER_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_mod
 # What is kept of a tensor that crossed a module's border, never the tensor itself: the address of its storage (0: it
 # has none, being sparse, fake or wrapped), and whether it requires gradients.
 TensorFacts = tuple[int, bool]
+_Packed = int | tuple[int, ...]  # twice the address, and 1 if it requires gradients; of one tensor, or of several
 
 
 @dataclass(slots=True)
 class Call:
     """One call of one module. ``end`` is None while it runs, or where it raised.
 
-    ``inputs`` and ``outputs`` are kept only for modules with trainable parameters of their own.
+    ``given`` and ``made``, what is known of the tensors that went in and came out, are kept only for modules with
+    trainable parameters of their own.
     """
 
     name: str
@@ -40,15 +44,34 @@ class Call:
     trainable: bool = False
     end: int | None = None
     parent: bool = False
-    inputs: tuple[TensorFacts, ...] = ()
-    outputs: tuple[TensorFacts, ...] = ()
+    given: _Packed = ()
+    made: _Packed = ()
+
+    @property
+    def inputs(self) -> tuple[TensorFacts, ...]:
+        """Facts of each tensor among the arguments."""
+        return _unpacked(self.given)
+
+    @property
+    def outputs(self) -> tuple[TensorFacts, ...]:
+        """Facts of each tensor in what it returned."""
+        return _unpacked(self.made)
 
 
-def _facts(value: Any) -> tuple[TensorFacts, ...]:
+def _facts(value: Any) -> _Packed:
     """Of each tensor in it."""
     if type(value) is Tensor:
-        return ((_storage(value), value.requires_grad),)
-    return tuple((_storage(tensor), tensor.requires_grad) for tensor in tensors_in(value))
+        return _packed(value)
+    return tuple(_packed(tensor) for tensor in tensors_in(value))
+
+
+def _packed(tensor: Tensor) -> int:
+    return 2 * _storage(tensor) + tensor.requires_grad
+
+
+def _unpacked(facts: _Packed) -> tuple[TensorFacts, ...]:
+    every = (facts,) if isinstance(facts, int) else facts
+    return tuple((one // 2, one % 2 == 1) for one in every)
 
 
 def _storage(tensor: Tensor) -> int:
@@ -127,7 +150,7 @@ class Scopes:
         call = Call(name, module, _sequence_number(), len(opened), _grad_enabled())
         if module._parameters and _has_weights(module):  # most modules have none, and this is asked at every call
             call.trainable = True
-            call.inputs = _facts(args[0] if len(args) == 1 else args)
+            call.given = _facts(args[0] if len(args) == 1 else args)
         opened.append(call)
         self.calls.append(call)
 
@@ -139,7 +162,7 @@ class Scopes:
         call = opened.pop()
         call.end = _sequence_number()
         if call.trainable:
-            call.outputs = _facts(output)
+            call.made = _facts(output)
         return True
 
     def _unwind(self, module: nn.Module) -> bool:
@@ -162,7 +185,8 @@ class Scopes:
         stack: list[Call] = []
         ends: list[int] = []
         nearest, waiting = 0, len(calls)
-        for index in sorted(range(len(numbers)), key=numbers.__getitem__):
+        ordered = all(map(le, numbers, islice(numbers, 1, None)))  # as they are, but for nodes of another thread
+        for index in range(len(numbers)) if ordered else sorted(range(len(numbers)), key=numbers.__getitem__):
             number = numbers[index]
             while nearest < waiting and calls[nearest].start <= number:
                 stack.append(calls[nearest])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -18,11 +19,14 @@ _site = maker(Site)
 
 @dataclass(slots=True)
 class Measured:
-    """What the hooks measured, by index of the vertex (``forward`` by number of the node)."""
+    """What the hooks measured, by index of the vertex (``forward`` by number of the node).
 
-    forward: dict[int, Moments]
-    log_out: dict[int, float | None]
-    log_in: dict[int, float | None]
+    ``logs`` of the gradients, of which the first arrived at the vertices; ``passed`` says which one a vertex passed on.
+    """
+
+    forward: dict[int, Moments | None]
+    logs: list[float | None]
+    passed: list[int | None]
     units: dict[int, Units]
     zeros: dict[int, float]
     nonfinite: dict[int, int]
@@ -31,25 +35,25 @@ class Measured:
     log_slopes: dict[int, float]  # best slope of the activations that no table knows
 
 
-def describe(graph: Graph, names: list[SiteName], measured: Measured) -> tuple[Site, ...]:
-    """The sites of a graph in forward order."""
-    sources, depths = topology(graph)
+def describe(graph: Graph, names: Iterator[SiteName], measured: Measured) -> tuple[Site, ...]:
+    """The sites of a graph in forward order; ``names`` for each vertex."""
+    orders, sources, depths = topology(graph)
     references = _references(graph, measured.log_slopes)
-    forward, out, into = measured.forward.get, measured.log_out.get, measured.log_in.get
+    forward, logs, passed = measured.forward.get, measured.logs, measured.passed
     lived, zeros, bad, counts = measured.units.get, measured.zeros.get, measured.nonfinite.get, measured.counts.get
     one_hot = measured.one_hot.get
     sites: list[Site] = []
-    for index, vertex in enumerate(graph.vertices):
+    for vertex, (path, call, parameter, outside) in zip(graph.vertices, names, strict=True):
         if vertex.hidden:
             continue
-        path, call, parameter, outside = names[index]
-        unit, kind = lived(index), vertex.kind
+        index, kind = vertex.index, vertex.kind
+        unit, slot = lived(index), passed[index]
         sites.append(
             _site(  # by position, in the order of Site's fields: keywords take three times as long
                 path,
                 vertex.op,
                 "loss" if outside and kind in ("other", "merge") else kind,
-                len(sites),
+                orders[index],
                 vertex.shape,
                 vertex.dtype,
                 depths[index],
@@ -57,42 +61,45 @@ def describe(graph: Graph, names: list[SiteName], measured: Measured) -> tuple[S
                 sources[index],
                 parameter,
                 forward(vertex.number),
-                out(index),
-                into(index),
-                references.get(index),
+                logs[index],
+                None if slot is None else logs[slot],
+                references[index],
                 None if unit is None else unit.dead,
                 one_hot(index) if unit is None else unit.saturated,
                 zeros(index),
                 bad(index, 0),
                 counts(index),
-                vertex.custom,
+                custom=vertex.custom,  # by keyword: Python 3.11 never uses the memory of 20 arguments again
             )
         )
     return tuple(sites)
 
 
-def topology(graph: Graph) -> tuple[list[tuple[int, ...]], list[int]]:
-    """Per vertex: the orders of the visible sites it reads, and its depth in sites."""
-    seen: dict[int, tuple[tuple[int, ...], int]] = {}  # id -> (orders a reader of this vertex reads, depth)
+def topology(graph: Graph) -> tuple[list[int], list[tuple[int, ...]], list[int]]:
+    """Per vertex: its order among the visible sites, the orders of those it reads, and its depth in sites."""
+    whole = list(range(len(graph.vertices) + 1))  # each number once: thousands of equal ones would take memory
+    orders: list[int] = []
     sources: list[tuple[int, ...]] = []
     depths: list[int] = []
+    shown: list[tuple[int, ...]] = []  # what a reader of this vertex reads
     order = 0
     for vertex in graph.vertices:
-        if len(vertex.data) == 1:
-            reads, level = seen[id(vertex.data[0][1])]
+        if len(vertex.below) == 1:
+            below = vertex.below[0].index
+            reads, level = shown[below], depths[below]
         else:
-            below = [seen[id(source)] for _, source in vertex.data]
-            reads = tuple(dict.fromkeys(o for orders, _ in below for o in orders))
-            level = max((depth for _, depth in below), default=0)
-        if vertex.hidden:
-            seen[id(vertex)] = reads, level
-        else:
-            level += 1
-            seen[id(vertex)] = (order,), level
-            order += 1
+            reads = tuple(dict.fromkeys(o for source in vertex.below for o in shown[source.index]))
+            level = max((depths[source.index] for source in vertex.below), default=0)
+        orders.append(whole[order])
         sources.append(reads)
+        if vertex.hidden:
+            shown.append(reads)
+        else:
+            shown.append((whole[order],))
+            level = whole[level + 1]
+            order += 1
         depths.append(level)
-    return sources, depths
+    return orders, sources, depths
 
 
 @cache
@@ -100,23 +107,21 @@ def _log_slope(op: str) -> float:
     return math.log(theory.small_signal_slope(op))
 
 
-def _references(graph: Graph, log_slopes: dict[int, float]) -> dict[int, float]:
+def _references(graph: Graph, log_slopes: dict[int, float]) -> list[float | None]:
     """A_ref per activation, and per linear or convolution the A_ref of the activation it feeds (0: it feeds none)."""
-    references: dict[int, float] = {}
-    fed: dict[int, float] = {}  # id of a linear vertex -> A_ref of the activation it feeds
-    for index in range(len(graph.vertices) - 1, -1, -1):  # readers come after what they read
-        vertex = graph.vertices[index]
-        if vertex.kind in ("linear", "convolution"):
-            references[index] = fed.get(id(vertex), 0.0)
+    references: list[float | None] = [0.0 if v.kind in ("linear", "convolution") else None for v in graph.vertices]
+    fed: set[int] = set()
+    for vertex in reversed(graph.vertices):  # readers come after what they read
         if vertex.kind != "activation":
             continue
-        known = log_slopes.get(index)
-        references[index] = _log_slope(vertex.op) if known is None else known
-        below = vertex.data[0][1] if vertex.data else None
-        while below is not None and (below.hidden or below.kind == "normalization") and len(below.data) == 1:
-            below = below.data[0][1]
-        if below is not None and below.kind in ("linear", "convolution"):
-            fed.setdefault(id(below), references[index])  # the last to read it counts
+        known = log_slopes.get(vertex.index)
+        slope = references[vertex.index] = _log_slope(vertex.op) if known is None else known
+        below = vertex.below[0] if vertex.below else None
+        while below is not None and (below.hidden or below.kind == "normalization") and len(below.below) == 1:
+            below = below.below[0]
+        if below is not None and below.kind in ("linear", "convolution") and below.index not in fed:
+            fed.add(below.index)  # the last to read it counts
+            references[below.index] = slope
     return references
 
 
@@ -137,7 +142,7 @@ def merge_units(first: tuple[Site, ...], one: dict[int, Units], other: dict[int,
     merged = []
     for site in first:
         a, b = one.get(site.order), other.get(site.order)
-        if a is None or b is None or a.peaks[0].shape != b.peaks[0].shape:
+        if a is None or b is None or a.alive.shape != b.alive.shape:
             merged.append(site)
             continue
         alive = a.alive | b.alive

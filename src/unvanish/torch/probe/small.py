@@ -68,6 +68,12 @@ def moments(tensor: Tensor, axis: int | None) -> Moments:
 
 
 @functools.lru_cache
+def _count(shape: torch.Size) -> int:
+    """One number for all tensors of a shape: thousands of equal ones would take memory."""
+    return math.prod(shape)
+
+
+@functools.lru_cache
 def _parts(shape: torch.Size, axis: int | None) -> tuple[int, int, int]:
     """How often what lies along ``axis`` is gone through, its length, and how many entries lie between two of it."""
     if axis is None:
@@ -78,7 +84,7 @@ def _parts(shape: torch.Size, axis: int | None) -> tuple[int, int, int]:
 
 def _moments(tensor: Tensor, axis: int | None, rms: float, mean: float, std: float) -> Moments:
     if math.isfinite(rms):
-        return _new(tensor.numel(), rms, mean, None if axis is None else std)
+        return _new(_count(tensor.shape), rms, mean, None if axis is None else std)
     bad = int((~torch.isfinite(tensor.detach())).sum())
     return Moments(tensor.numel(), math.nan, math.nan, None, math.inf, bad)
 

@@ -29,7 +29,6 @@ class Watcher(Scopes):
         self.moments = MomentQueue(batch_size)
         self.times = TimeWatch(names.modules)
         self.output: Any = None
-        self._measured: set[int] = set()
 
     def enter(self, module: nn.Module, args: Any) -> Any:
         """Before a call."""
@@ -58,16 +57,12 @@ class Watcher(Scopes):
         if node is None or _wrapped(tensor):
             return
         number = node._sequence_nr()
-        if number not in self._measured:
-            self._measured.add(number)
+        if self.moments.claim(number):
             self.moments.add(number, tensor)
 
     def claim(self, number: int) -> bool:
-        """Is it the caller's turn to measure what this node put out?  Only the first who asks is told so."""
-        if number < 0 or number in self._measured:
-            return False
-        self._measured.add(number)
-        return True
+        """Is it the caller's turn to measure what this node put out?"""
+        return number >= 0 and self.moments.claim(number)
 
     def observe_saved(self, vertex: Vertex) -> None:
         """Forward value of a functional activation and of what feeds it, which autograd kept for the backward pass."""
@@ -76,7 +71,7 @@ class Watcher(Scopes):
         self._observe(vertex, "_saved_self" if argument else "", _producer(vertex))
 
     def _observe(self, vertex: Vertex, attribute: str, number: int) -> None:
-        if attribute and number not in self._measured and readable(vertex) and self.claim(number):
+        if attribute and readable(vertex) and self.claim(number):
             self.moments.add(number, getattr(vertex.node, attribute))
 
 
@@ -93,5 +88,5 @@ def _kept(kind: type) -> tuple[bool, bool]:
 
 def _producer(vertex: Vertex) -> int:
     """Number of the node whose output this one reads; -1 where that is a view or unknown."""
-    below = vertex.data[0][1] if vertex.data else None
+    below = vertex.below[0] if vertex.below else None
     return -1 if below is None or below.hidden else below.number

@@ -73,15 +73,15 @@ def _bad_outputs(graph: Graph) -> set[int]:
         if _leaves_its_domain(vertex) or any(not _finite(tensor) for tensor in _saved(vertex, outputs=True)):
             bad.add(id(vertex))
         if any(not _finite(tensor) for tensor in _saved(vertex, outputs=False)):
-            bad.update([id(below) for _, below in vertex.data] if len(vertex.data) == 1 else [])
-            if not vertex.data:
+            bad.update([id(below) for below in vertex.below] if len(vertex.below) == 1 else [])
+            if not vertex.below:
                 bad.add(id(vertex))
     return bad
 
 
 def _source(vertex: Vertex) -> Vertex:
     """The weights below an op that is finite wherever its input is: their sum was not.  (A mask's -inf is no fault.)"""
-    below = vertex.data[0][1] if len(vertex.data) == 1 else None
+    below = vertex.below[0] if len(vertex.below) == 1 else None
     if vertex.op not in _TOTAL or below is None or below.kind not in ("linear", "convolution"):
         return vertex
     return below

@@ -16,19 +16,19 @@ def divergence(root: Vertex | None) -> Vertex | None:
 
     The graph shows constant - p q before the reductions, with p a distribution over the last axis or the classes.
     """
-    while root is not None and root.op in _REDUCTIONS and len(root.data) == 1 and not _weighs(root):
-        root = root.data[0][1]
-    if root is None or root.stem != "Sub" or [position for position, _ in root.data] != [1]:
+    while root is not None and root.op in _REDUCTIONS and len(root.below) == 1 and not _weighs(root):
+        root = root.below[0]
+    if root is None or root.stem != "Sub" or root.positions != (1,):
         return None
-    product = root.data[0][1]
-    return product.data[0][1] if _weighs(product) else None
+    product = root.below[0]
+    return product.below[0] if _weighs(product) else None
 
 
 def _weighs(vertex: Vertex) -> bool:
     """A product with a constant distribution of its own shape."""
-    if vertex.stem != "Mul" or len(vertex.data) != 1 or not readable(vertex):
+    if vertex.stem != "Mul" or len(vertex.below) != 1 or not readable(vertex):
         return False
-    weights = vertex.node._saved_self if vertex.data[0][0] == 1 else vertex.node._saved_other
+    weights = vertex.node._saved_self if vertex.positions == (1,) else vertex.node._saved_other
     return isinstance(weights, Tensor) and tuple(weights.shape) == vertex.shape and _distribution(weights.detach())
 
 

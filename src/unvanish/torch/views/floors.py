@@ -140,8 +140,8 @@ def own_value(reading: Reading) -> float | None:
 
 def _below_decay(root: Vertex, vertex: Vertex) -> tuple[Vertex, bool]:
     """Past ``loss + 0.01 * sum(p.square().sum() for p in parameters)``, whose second term no prediction changes."""
-    if root is not vertex and root.op == "add" and len(root.data) == 1 and root.parameters and root.shape == ():
-        return root.data[0][1], True
+    if root is not vertex and root.op == "add" and len(root.below) == 1 and root.parameters and root.shape == ():
+        return root.below[0], True
     return root, False
 
 
@@ -149,9 +149,9 @@ def _only_scaled(top: Vertex, vertex: Vertex) -> bool:
     """From ``vertex`` to ``top`` there are only factors and reductions."""
     while top is not vertex:
         plain = top.isometry or top.op in _REDUCTIONS or (top.op in _SCALINGS and top.shape == ())
-        if not plain or len(top.data) != 1 or top.parameters:
+        if not plain or len(top.below) != 1 or top.parameters:
             return False
-        top = top.data[0][1]
+        top = top.below[0]
     return True
 
 

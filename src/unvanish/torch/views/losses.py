@@ -119,23 +119,23 @@ def read_loss(vertex: Vertex) -> Reading:
 
 def _normalized_axis(vertex: Vertex | None) -> int | None:
     """Of the softmax whose output this is, or its logarithm, kept away from zero or not."""
-    while vertex is not None and vertex.op in _OF_PROBABILITIES and len(vertex.data) == 1:
+    while vertex is not None and vertex.op in _OF_PROBABILITIES and len(vertex.below) == 1:
         vertex = _site_below(vertex)
     return None if vertex is None else softmax_axis(vertex)
 
 
 def _site_below(vertex: Vertex) -> Vertex | None:
     """The op whose output this one reads, past views and dropout-free plumbing."""
-    below = vertex.data[0][1] if vertex.data else None
+    below = vertex.below[0] if vertex.below else None
     while below is not None and below.hidden:
-        below = below.data[0][1] if below.data else None
+        below = below.below[0] if below.below else None
     return below
 
 
 def _feeding(root: Vertex | None) -> Vertex | None:
     """For a loss written by hand: the first op below the reductions that is no plain arithmetic."""
     while root is not None and (root.hidden or root.op in (*_THROUGH, "pow", "abs", "log", "square")):
-        root = root.data[0][1] if root.data else None
+        root = root.below[0] if root.below else None
     return root
 
 

@@ -87,8 +87,11 @@ def _measure(parameters: list[Tensor]) -> list[_Numbers]:
             gradients[index] = queue.add(parameter.grad)
     rows = shares((i, p) for i, p in enumerate(parameters) if p.ndim > 1 and not p.is_meta and _measurable(p))
     alike = shares((i, p.grad) for i, p in enumerate(parameters) if rows.get(i) and p.grad is not None)
-    log_weights, log_gradients = queue.logs(weights), queue.logs(gradients)
-    return [_Numbers(log_gradients.get(i), log_weights[i], rows.get(i), alike.get(i)) for i in range(len(parameters))]
+    logs = queue.logs()
+    return [
+        _Numbers(logs[gradients[i]] if i in gradients else None, logs[weights[i]], rows.get(i), alike.get(i))
+        for i in range(len(parameters))
+    ]
 
 
 def _measurable(parameter: Tensor) -> bool:

@@ -17,8 +17,8 @@ def reordered(loss: Vertex) -> _Shapes | None:
     A view does not move numbers: (batch, time, classes) seen as (batch, classes, time) mixes times with classes.
     """
     vertex = loss
-    while vertex.data and (vertex is loss or vertex.hidden or vertex.kind == "softmax"):
-        below = vertex.data[0][1]
+    while vertex.below and (vertex is loss or vertex.hidden or vertex.kind == "softmax"):
+        below = vertex.below[0]
         before, after = (tuple(size for size in one.shape if size != 1) for one in (below, vertex))
         if vertex.stem in _VIEWS and before != after and sorted(before) == sorted(after):
             return below.shape, vertex.shape
@@ -31,9 +31,9 @@ def broadcast(graph: Graph, target: tuple[int, ...] | None) -> _Shapes | None:
     for vertex in graph.vertices:
         widened = len(vertex.shape) == 2 and vertex.shape[0] == vertex.shape[1] > 1
         by_loss = vertex.stem == "Expand" or (vertex.op in ("sub", "add", "mul") and vertex.kind == "other")
-        if not (widened and by_loss and len(vertex.data) == 1):
+        if not (widened and by_loss and len(vertex.below) == 1):
             continue
-        source, count = vertex.data[0][1], vertex.shape[0]
+        source, count = vertex.below[0], vertex.shape[0]
         column, row = (count, 1), (count,)
         fits = source.shape == column or (source.shape == row and column in (target, *_factors(vertex)))
         if fits and _reaches_loss_only(vertex, graph):
@@ -51,7 +51,7 @@ def _reaches_loss_only(vertex: Vertex, graph: Graph) -> bool:
     """No weight is applied after this vertex: it stands in the loss."""
     after = {id(vertex)}
     for other in graph.vertices:
-        if any(id(below) in after for _, below in other.data):
+        if any(id(below) in after for below in other.below):
             after.add(id(other))
             if other.parameters or other.kind in ("linear", "convolution", "attention"):
                 return False

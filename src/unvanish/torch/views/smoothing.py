@@ -22,11 +22,11 @@ def smoothed_floor(root: Vertex, nll: Vertex, target: Tensor, value: float) -> f
 
     ``epsilon`` is read from the value; None where the graph has another form, or no value between 0 and 1 fits.
     """
-    if root.op != "add" or len(root.data) != 2 or not readable(nll) or target.ndim != 1 or target.is_floating_point():
+    if root.op != "add" or len(root.below) != 2 or not readable(nll) or target.ndim != 1 or target.is_floating_point():
         return None
     logs, weight = nll.node._saved_self.detach().double(), nll.node._saved_weight
-    ends = {_end(below) for _, below in root.data}
-    if weight is not None or ends != {id(nll), id(nll.data[0][1])} or logs.ndim != 2 or bool((target < 0).any()):
+    ends = {_end(below) for below in root.below}
+    if weight is not None or ends != {id(nll), id(nll.below[0])} or logs.ndim != 2 or bool((target < 0).any()):
         return None
     own, uniform = float(F.nll_loss(logs, target)), float(-logs.mean())
     share = (value - own) / (uniform - own) if uniform != own else math.nan
@@ -39,6 +39,6 @@ def smoothed_floor(root: Vertex, nll: Vertex, target: Tensor, value: float) -> f
 
 def _end(vertex: Vertex) -> int:
     """The id of the first vertex below that is no factor and no reduction."""
-    while (vertex.stem in _BETWEEN or vertex.hidden) and len(vertex.data) == 1:
-        vertex = vertex.data[0][1]
+    while (vertex.stem in _BETWEEN or vertex.hidden) and len(vertex.below) == 1:
+        vertex = vertex.below[0]
     return id(vertex)

@@ -73,7 +73,7 @@ def _beside(graph: Graph, term: Vertex) -> Iterator[Any]:
 
 def _reads(vertex: Vertex, through: set[int]) -> bool:
     """Does it read what is in ``through``? Then it is in there, too."""
-    found = any(id(source) in through for _, source in vertex.data)
+    found = any(id(source) in through for source in vertex.below)
     if found:
         through.add(id(vertex))
     return found
