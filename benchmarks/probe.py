@@ -161,7 +161,7 @@ def measure(c: Case, repeats: int) -> str:
     return f"| {c.name} | {statistics.median(base) * 1e3:.2f} ms | {cells} | {noise:.0%} |"
 
 
-LIVE = {"MALLOC_MMAP_THRESHOLD_": "8192", "MALLOC_MMAP_MAX_": "1000000"}
+LIVE = {"MALLOC_MMAP_THRESHOLD_": "8192", "MALLOC_MMAP_MAX_": "1000000", "MALLOC_TOP_PAD_": "0"}
 
 
 def peak(name: str, variant: str, settings: dict[str, str]) -> int:

@@ -163,9 +163,13 @@ class UnitQueue:
 
     def _store(self, op: str, keys: list[int], peaks: Tensor, shares: Iterable[Sequence[float]]) -> None:
         """``shares`` of saturated elements and of dead units."""
-        saturates, living = op in SATURATING, alive(peaks)
+        saturates, shares = op in SATURATING, list(shares)
+        all_alive = self._one((1, *peaks.shape[1:]), torch.bool, peaks.device)
+        lively = _units(all_alive, 0, 0.0 if saturates else None, 0.0)  # as most are, in one object for all
+        living = alive(peaks) if any(dead for _, dead in shares) else all_alive.expand(peaks.shape)
         for row, (key, (low, dead)) in enumerate(zip(keys, shares, strict=True)):
-            self._done[key] = _units(living, row, low if saturates else None, dead)
+            plain = not (dead or (low and saturates))
+            self._done[key] = lively if plain else _units(living, row, low if saturates else None, dead)
 
     def _measure_stacked(self, kind: _Kind, group: _Group) -> None:
         """Side by side."""

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unvanish.torch.probe.buffers import QUEUE_BYTES, QUEUE_LENGTH
-from unvanish.torch.probe.graph import Vertex
+from unvanish.torch.probe.buffers import HELD_BYTES, QUEUE_LENGTH
+from unvanish.torch.probe.graph import Form, Vertex
 from unvanish.torch.probe.norms import Norms
 
 LOW_PRECISION = ("float16", "bfloat16")
-_Kind = tuple[tuple[int, ...], str]  # shape and dtype
 _node_now = torch._C._current_autograd_node
 
 
@@ -25,14 +24,17 @@ class Arrivals:
         self.passed: list[int | None] = []  # by index of the vertex: slot of the gradient it passes on
         self.zeros: dict[int, float] = {}  # site -> share of zeros in what arrives, where it comes in few digits
         self._norms = norms
-        self._slots: dict[Any, int] = {}  # node -> index of its site, the slot of what arrives there
-        self._waiting = 0  # bytes
-        self._shared: dict[_Kind, tuple[Tensor, dict[int, Any]]] = {}
+        self._vertices: list[Vertex] = []
+        self._next = -1  # index of the vertex, or of one above it, at whose node something should arrive next
+        self._places: dict[Any, int] | None = None  # node -> index of its vertex, once that went wrong
+        self._held = 0  # bytes of gradients that wait
+        self._shared: dict[Form, tuple[Tensor, dict[int, Any]]] = {}
         self._handles: list[Any] = []
 
     def hook(self, vertices: list[Vertex]) -> None:
         """Hook those that are sites; the slot of what arrives at one is its index."""
         self._norms.reserve(len(vertices))
+        self._vertices, self._next = vertices, len(vertices) - 1
         self.passed = [None] * len(vertices)
         for vertex in vertices:
             if vertex.hidden:
@@ -40,7 +42,6 @@ class Arrivals:
             if vertex.several:
                 self._handles.append(vertex.node.register_prehook(partial(self._arrived_first, vertex.index)))
             else:
-                self._slots[vertex.node] = vertex.index
                 vertex.node._register_hook_dict(self._hooks(vertex))
             if vertex.below and vertex.kind != "merge":
                 self._hook_passed(vertex)
@@ -49,42 +50,57 @@ class Arrivals:
         """Take all hooks away."""
         for _, hooks in self._shared.values():
             hooks.clear()
+        self._vertices = []
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
     def _hooks(self, like: Vertex) -> Tensor:
-        """A tensor whose hooks are called with what arrives at nodes of this kind, after those of the user's.
+        """A tensor whose hooks are called with what arrives at nodes of this form, after those of the user's.
 
-        As every tensor's, they lie in a dictionary; all nodes of a kind are given the same.  A hook of a node's own
+        As every tensor's, they lie in a dictionary; all nodes of a form are given the same.  A hook of a node's own
         takes a kilobyte and 4 us, which is more than all that is measured of a small tensor.
         """
-        kind = like.shape, like.dtype
-        shared = self._shared.get(kind)
+        shared = self._shared.get(like.form)
         if shared is None:
             carrier = torch.empty(0)
-            hooks = {0: self._keeper(kind, like.size)}
+            hooks = {0: self._keeper(like.form, like.size)}
             carrier._backward_hooks = hooks  # type: ignore[assignment]
-            shared = self._shared[kind] = carrier, hooks
+            shared = self._shared[like.form] = carrier, hooks
         return shared[0]
 
-    def _keeper(self, kind: _Kind, size: int) -> Callable[[Tensor | None], None]:
-        """The hook of all nodes of a kind: keeps what arrives."""
-        slots, room = self._slots, self._norms.arrivals(kind)
-        share = max(size, QUEUE_BYTES // QUEUE_LENGTH)
-        low = kind[1] in LOW_PRECISION
+    def _keeper(self, form: Form, size: int) -> Callable[[Tensor | None], None]:
+        """The hook of all nodes of a form: keeps what arrives."""
+        vertices, room, low = self._vertices, self._norms.arrivals(form), form[1] in LOW_PRECISION
+        share = max(size, HELD_BYTES // QUEUE_LENGTH)
 
         def keep(gradient: Tensor | None) -> None:
-            slot = slots[_node_now()]
+            node, slot = _node_now(), self._next
+            if slot < 0 or vertices[slot].node is not node:
+                slot = self._find(node)
+            self._next = slot - 1
             room[slot] = gradient
-            self._waiting += share
             if low:
                 self._count_zeros(slot, gradient)
-            if self._waiting >= QUEUE_BYTES:
-                self._waiting = 0
+            self._held = held = self._held + share
+            if held >= HELD_BYTES:
+                self._held = 0
                 self._norms.flush()
 
         return keep
+
+    def _find(self, node: Any) -> int:
+        """Index of the vertex of a node that is not the expected one.
+
+        As a rule it is one further down: a backward pass goes by the numbers of the nodes, from the highest.  When one
+        comes out of this order, as from several devices, it and all after it are looked up.
+        """
+        if self._places is None:
+            for index in range(self._next - 1, -1, -1):
+                if self._vertices[index].node is node:
+                    return index
+            self._places = {vertex.node: vertex.index for vertex in self._vertices}
+        return self._places[node]
 
     def _arrived_first(self, slot: int, gradients: tuple[Tensor | None, ...]) -> None:
         """The gradient of the first output that has one, at a node that has several."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 QUEUE_LENGTH = 128
 QUEUE_BYTES = 1 << 18  # what waits is still in the cache when it is measured
+HELD_BYTES = 1 << 17  # gradients that wait: the memory they are in could be free
 
 
 class Buffers:

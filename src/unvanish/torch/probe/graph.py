@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +17,7 @@ from unvanish.torch.probe import ops
 from unvanish.vocabulary import Kind
 
 _Edges = tuple[tuple[Any, int], ...]
-_Node = tuple[int, str, Any, _Edges]  # number, stem, node, what it reads
+Form = tuple[tuple[int, ...], str, bool]  # shape and dtype of the first output, and whether there are more
 _ALONE = tuple((position,) for position in range(4))  # most read one thing: one object tells where, for all of them
 _MISSING = object()
 _LEAF = "AccumulateGrad"
@@ -33,9 +32,7 @@ _HIDDEN = frozenset(ops.ISOMETRIES | ops.STRUCTURE)
 class Vertex:
     """One node of the graph that carries data, the ``index``-th of them.
 
-    ``below`` = the vertices it reads, at ``positions`` among its inputs.  ``raw_input``: it reads the batch itself.  ``constant``: it is made of parameters alone, yet by an op that
-    normally reads data (a factorised weight, a learned query).  ``several``: it has more than one output; shape and
-    dtype are those of the first.
+    ``below`` = the vertices it reads, at ``positions`` among its inputs.
     """
 
     node: Any
@@ -44,17 +41,37 @@ class Vertex:
     stem: str
     op: str
     kind: Kind
-    shape: tuple[int, ...]
-    dtype: str
+    form: Form
     below: tuple[Vertex, ...] = ()
     positions: tuple[int, ...] = ()
-    parameters: tuple[int, ...] = ()
+    parameters: tuple[Tensor, ...] = ()
     readers: int = 0
     hidden: bool = False
-    raw_input: bool = False
-    constant: bool = False
-    custom: bool = False
-    several: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of its output."""
+        return self.form[0]
+
+    @property
+    def dtype(self) -> str:
+        """Its dtype, without ``torch.``."""
+        return self.form[1]
+
+    @property
+    def custom(self) -> bool:
+        """It is a ``torch.autograd.Function`` of the user's."""
+        return type(self.node) not in ops.STEMS
+
+    @property
+    def several(self) -> bool:
+        """It has more than one output; shape and dtype are those of the first."""
+        return self.form[2]
+
+    @property
+    def raw_input(self) -> bool:
+        """It reads the batch itself."""
+        return not self.below
 
     @property
     def size(self) -> int:
@@ -69,31 +86,39 @@ class Vertex:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """``vertices`` in forward order; ``leaves`` every tensor at which gradients accumulate; ``root`` makes the loss."""
+    """``vertices`` in forward order; ``ends`` every tensor at which gradients accumulate; ``root`` makes the loss."""
 
     vertices: list[Vertex]
-    leaves: dict[int, Tensor]
+    ends: list[Tensor]
     root: Vertex | None
+
+    @property
+    def leaves(self) -> dict[int, Tensor]:
+        """The ends by their id."""
+        return {id(end): end for end in self.ends}
 
 
 def read_graph(loss: Tensor, inputs: set[int]) -> Graph:
     """Walk the graph below ``loss``. ``inputs`` = id of leaf tensors that are data, not parameters."""
     if loss.grad_fn is None:  # it was made of plain numbers, and may have been told to require a gradient since
-        return Graph([], {}, None)
+        return Graph([], [], None)
     reader = _Reader(inputs)
     foreign = not reader.read(*_reachable(loss.grad_fn))
     if foreign:  # nodes numbered by another thread, such as the backward thread of a GPU: numbers give no order
         reader = _Reader(inputs)
         leaves, nodes = _reachable(loss.grad_fn)
-        reader.read(leaves, _topological(loss.grad_fn, nodes))
+        reader.read(leaves, _topological(loss.grad_fn, nodes, reader.numbers))
     root = reader.placed.get(loss.grad_fn)
-    return Graph(reader.vertices, reader.leaves, root if isinstance(root, Vertex) else None)
+    return Graph(reader.vertices, reader.ends, root if isinstance(root, Vertex) else None)
 
 
-def _reachable(root: Any) -> tuple[list[Any], list[_Node]]:
-    """All nodes below and including ``root``: the leaves, and the others, those that the forward pass made last first."""
+def _reachable(root: Any) -> tuple[list[Any], list[Any]]:
+    """All nodes below and including ``root``: the leaves, and the others, those made last first.
+
+    Nothing but the nodes: Python keeps the memory of thousands of small tuples for others of their length.
+    """
     leaves: list[Any] = []
-    nodes: list[_Node] = []
+    nodes: list[Any] = []
     seen, stack, stems = {root}, [root], ops.STEMS
     while stack:
         node = stack.pop()
@@ -101,35 +126,41 @@ def _reachable(root: Any) -> tuple[list[Any], list[_Node]]:
         if stem == _LEAF:
             leaves.append(node)
             continue
-        below = node.next_functions
-        nodes.append((node._sequence_nr(), stem, node, below))
-        for source, _ in below:
+        nodes.append(node)
+        for source, _ in node.next_functions:
             if source is not None and source not in seen:
                 seen.add(source)
                 stack.append(source)
-    nodes.sort(key=itemgetter(0), reverse=True)
+    nodes.sort(key=_number, reverse=True)
     return leaves, nodes
 
 
-def _topological(root: Any, nodes: list[_Node]) -> list[_Node]:
+def _number(node: Any) -> int:
+    number: int = node._sequence_nr()
+    return number
+
+
+def _topological(root: Any, nodes: list[Any], numbers: dict[Any, int]) -> list[Any]:
     """The same nodes, each before all it reads; a number that contradicts this order becomes negative: no module's."""
-    known = {one[2]: one for one in nodes}
-    ordered: list[_Node] = []
+    known = set(nodes)
+    ordered: list[Any] = []
     last: dict[Any, int] = {}
     stack: list[tuple[Any, bool]] = [(root, False)]
     while stack:
         node, ready = stack.pop()
         if node not in known or node in last:
             continue
-        number, stem, _, edges = known[node]
-        below = [source for source, _ in edges if source in known]
+        number = _number(node)
+        below = [source for source, _ in node.next_functions if source in known]
         if not ready:
             stack.append((node, True))
             stack.extend((source, False) for source in below if source not in last)
             continue
         newest = max((last[source] for source in below), default=-1)
         last[node] = max(number, newest)
-        ordered.append((number if number > newest else -2 - len(ordered), stem, node, edges))
+        if number <= newest:
+            numbers[node] = -2 - len(ordered)
+        ordered.append(node)
     ordered.reverse()
     return ordered
 
@@ -140,26 +171,29 @@ class _Reader:
     def __init__(self, inputs: set[int]) -> None:
         self.inputs = inputs
         self.vertices: list[Vertex] = []
-        self.leaves: dict[int, Tensor] = {}
-        self.placed: dict[Any, Vertex | tuple[int, ...] | None] = {}  # vertex, the parameters below, or input data
-        self._shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self.ends: list[Tensor] = []
+        self.placed: dict[Any, Vertex | tuple[Tensor, ...] | None] = {}  # vertex, the parameters below, or input data
+        self.numbers: dict[Any, int] = {}  # of nodes that are not known by their own
+        self._forms: dict[Form, Form] = {}
+        # vertices made of parameters alone, yet by ops that normally read data (a factorised weight, a learned query)
+        self._constants: set[int] = set()
 
-    def read(self, leaves: list[Any], nodes: list[_Node]) -> bool:
+    def read(self, leaves: list[Any], nodes: list[Any]) -> bool:
         """Place all nodes, the last first, and let go of them; False as soon as one reads what is not placed yet."""
         for node in leaves:
-            variable = node.variable
-            key = id(variable)
-            self.leaves[key] = variable
-            self.placed[node] = None if key in self.inputs else (key,)
+            end = node.variable
+            self.ends.append(end)
+            self.placed[node] = None if id(end) in self.inputs else (end,)
         while nodes:
-            if not self._place(*nodes.pop()):
+            if not self._place(nodes.pop()):
                 return False
         return True
 
-    def _place(self, number: int, stem: str, node: Any, edges: _Edges) -> bool:
+    def _place(self, node: Any) -> bool:
+        stem, edges = ops.STEMS.get(type(node)) or ops.stem(node), node.next_functions
         data: tuple[Vertex, ...] = ()
         positions: tuple[int, ...] = ()
-        parameters: tuple[int, ...] = ()
+        parameters: tuple[Tensor, ...] = ()
         holes = False  # inputs that need no gradient, or that are the batch itself
         placed = self.placed
         for position, (source, _) in enumerate(edges):
@@ -174,37 +208,37 @@ class _Reader:
             else:
                 return False
         if data or not parameters or not self._only_weights(stem, node, edges, holes):
-            placed[node] = self._vertex(number, stem, node, data, positions, parameters, holes)
+            placed[node] = self._vertex(stem, node, data, positions, parameters, holes)
         else:
             placed[node] = parameters
         return True
 
     def _vertex(
         self,
-        number: int,
         stem: str,
         node: Any,
         data: tuple[Vertex, ...],
         positions: tuple[int, ...],
-        parameters: tuple[int, ...],
+        parameters: tuple[Tensor, ...],
         holes: bool,
     ) -> Vertex:
-        shape, dtype, outputs = _output(node)
-        op, kind = ops.FIXED.get(stem) or ops.classify(node, stem, _carriers(data))
-        shape = self._shapes.setdefault(shape, shape)
-        hidden, index = stem in _HIDDEN, len(self.vertices)
-        vertex = Vertex(
-            node, index, number, stem, op, kind, shape, dtype, data, positions, parameters, 0, hidden, not data
-        )
+        form = _output(node)
+        op, kind = ops.FIXED.get(stem) or ops.classify(node, stem, self._carriers(data))
+        form = self._forms.setdefault(form, form)
+        index, number = len(self.vertices), self.numbers.get(node) or node._sequence_nr()
+        vertex = Vertex(node, index, number, stem, op, kind, form, data, positions, parameters, 0, stem in _HIDDEN)
         constant = not holes and stem not in _LOOKUPS and bool(data or parameters)  # else it reads the batch
         for source in data:
             source.readers += 1
-            constant = constant and source.constant
-        vertex.constant = constant
-        vertex.several = outputs > 1
-        vertex.custom = type(node) not in ops.STEMS  # a torch.autograd.Function of the user's
+            constant = constant and source.index in self._constants
+        if constant:
+            self._constants.add(index)
         self.vertices.append(vertex)
         return vertex
+
+    def _carriers(self, data: tuple[Vertex, ...]) -> int:
+        """Inputs that carry the batch; parameters combined by a product count only where nothing else is read."""
+        return (len(data) > 1 and sum(source.index not in self._constants for source in data)) or len(data)
 
     def _only_weights(self, stem: str, node: Any, edges: _Edges, holes: bool) -> bool:
         """Does this node, which has parameters below it and no data vertex, combine parameters only?
@@ -223,21 +257,16 @@ class _Reader:
         return math.prod(_output(node)[0]) <= max(sizes, default=0)
 
 
-def _carriers(data: tuple[Vertex, ...]) -> int:
-    """Inputs that carry the batch; parameters combined by a product count only where nothing else is read."""
-    return (len(data) > 1 and sum(not source.constant for source in data)) or len(data)
-
-
 _DTYPES: dict[Any, str] = {}
 
 
-def _output(node: Any) -> tuple[tuple[int, ...], str, int]:
-    """Shape and dtype of a node's (first) output, and how many it has."""
+def _output(node: Any) -> Form:
+    """What a node puts out."""
     metadata = node._input_metadata
     if not metadata:
-        return (), "float32", 0
+        return (), "float32", False
     first = metadata[0]
     dtype = _DTYPES.get(first.dtype)
     if dtype is None:
         dtype = _DTYPES[first.dtype] = str(first.dtype).removeprefix("torch.")
-    return tuple(first.shape), dtype, len(metadata)
+    return tuple(first.shape), dtype, len(metadata) > 1

@@ -103,6 +103,15 @@ class MomentQueue:
         """Measure tensors of one shape that lie side by side; ``scratch``, as much room again, is overwritten."""
         self._done.update(zip(keys, measure(stack, self.batch_size, scratch), strict=True))
 
+    def take(self, keys: list[int]) -> list[Moments | None]:
+        """Finish, and hand over those of the keys; None where nothing was measured."""
+        self.finish()
+        return [self._done.get(key) for key in keys]
+
+    def clear(self) -> None:
+        """Forget what was measured."""
+        self._done.clear()
+
     def finish(self) -> dict[int, Moments | None]:
         """Measure what still waits, let go of the memory, and return everything; None for what was claimed only."""
         for group in self._groups.values():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -52,41 +51,41 @@ SiteName = tuple[str, int, str | None, bool]
 
 
 class Namer:
-    """Turns owners (module calls) and weights into names."""
+    """Turns owners (module calls) and weights into names, one vertex after the other."""
 
-    def __init__(self, scopes: Scopes, names: Names) -> None:
+    def __init__(self, graph: Graph, scopes: Scopes, names: Names) -> None:
+        self._owners = scopes.owners([vertex.number for vertex in graph.vertices])[::-1]
+        self._paths: list[str] = []
         self._modules = set(names.modules.values())
         self._parameters = names.parameters
         self._loss_from = max((call.end or 0 for call in scopes.calls if call.level == 0), default=0)
         self._calls: dict[tuple[str, str], int] = {}
         self._many: dict[int, bool] = {}
 
-    def names(self, graph: Graph, owners: list[Call | None]) -> Iterator[SiteName]:
-        """One name per vertex, in forward order."""
-        paths: list[str] = []
-        calls = self._calls
-        for vertex, owner in zip(graph.vertices, owners, strict=True):
-            parameter = self._weight(vertex.parameters, graph.leaves) if vertex.parameters else None
-            path = self._path(vertex, owner, parameter, paths)
-            paths.append(path)
-            kind = path, vertex.op
-            call = calls.get(kind, 0)
-            if not vertex.hidden:
-                calls[kind] = call + 1
-            outside = owner is None and vertex.number >= self._loss_from > 0
-            yield path, call, parameter, outside
+    def name(self, vertex: Vertex) -> SiteName:
+        """The name of the next vertex; they come in forward order."""
+        owner = self._owners.pop()
+        parameter = self._weight(vertex.parameters) if vertex.parameters else None
+        path = self._path(vertex, owner, parameter)
+        self._paths.append(path)
+        kind = path, vertex.op
+        call = self._calls.get(kind, 0)
+        if not vertex.hidden:
+            self._calls[kind] = call + 1
+        outside = owner is None and vertex.number >= self._loss_from > 0
+        return path, call, parameter, outside
 
-    def _weight(self, parameters: tuple[int, ...], leaves: dict[int, Tensor]) -> str | None:
+    def _weight(self, parameters: tuple[Tensor, ...]) -> str | None:
         """Name of the weight: the first parameter that is a matrix and no bias, else the first."""
         first = None
         for parameter in parameters:
-            name = self._parameters.get(parameter)
-            if name is not None and leaves[parameter].dim() > 1 and not name.endswith("bias"):
+            name = self._parameters.get(id(parameter))
+            if name is not None and parameter.dim() > 1 and not name.endswith("bias"):
                 return name
             first = first or name
         return first
 
-    def _path(self, vertex: Vertex, owner: Call | None, parameter: str | None, paths: list[str]) -> str:
+    def _path(self, vertex: Vertex, owner: Call | None, parameter: str | None) -> str:
         weighs = parameter is not None and vertex.kind in ("linear", "convolution", "embedding", "normalization")
         if owner is not None and not owner.parent and owner.name and not (weighs and self._holds_many(owner)):
             return owner.name
@@ -94,7 +93,7 @@ class Namer:
             module = parameter.rpartition(".")[0].partition(_PARAMETRIZED)[0]
             return module if module and module in self._modules else parameter
         if vertex.hidden or vertex.kind in ("activation", "softmax", "other"):
-            near = next((paths[below.index] for below in vertex.below if paths[below.index]), "")
+            near = next((self._paths[below.index] for below in vertex.below if self._paths[below.index]), "")
             if vertex.hidden:
                 return near
             if near:

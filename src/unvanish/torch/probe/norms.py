@@ -68,10 +68,13 @@ class Norms:
         return log(self.norm(slot))
 
     def logs(self) -> list[float | None]:
-        """ln of the norm in every slot, None where nothing was put."""
+        """ln of the norm in every slot, None where nothing was put; the norms are forgotten."""
         self.flush()
         self._buffers.clear()
-        return [log(norm) for norm in self._values]
+        values, self._values = self._values, []
+        for slot, norm in enumerate(values):
+            values[slot] = log(norm)
+        return values
 
     def norm(self, slot: int) -> float | None:
         """The norm in this slot, or None where nothing was put."""

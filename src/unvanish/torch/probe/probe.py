@@ -34,7 +34,7 @@ from unvanish.torch.probe.softmax import one_hot_share, softmax_axis
 from unvanish.torch.probe.watcher import Watcher
 from unvanish.types import Site
 
-__all__ = ["LOW_PRECISION", "Probe", "merge_units", "release"]
+__all__ = ["LOW_PRECISION", "Probe", "merge_units"]
 
 _RESHAPES = ("ViewBackward0", "ReshapeAliasBackward0", "SqueezeBackward0")
 
@@ -42,15 +42,19 @@ _RESHAPES = ("ViewBackward0", "ReshapeAliasBackward0", "SqueezeBackward0")
 class Probe:
     """Watches one forward and backward pass."""
 
-    def __init__(self, names: Names, batch_size: int | None, inputs: tuple[Tensor, ...] = ()) -> None:
+    def __init__(
+        self, names: Names, batch_size: int | None, inputs: tuple[Tensor, ...] = (), scopes: Watcher | None = None
+    ) -> None:
         """Prepare to watch the modules in ``names``.
 
         Args:
             names: modules and parameters as the user knows them.
             batch_size: number of samples, to find the axis over which samples differ.
             inputs: the batch's tensors; those that require gradients are data, not parameters.
+            scopes: what watched the forward pass, if others read from it, too.
         """
-        self.scopes = Watcher(names, batch_size)
+        self.scopes = Watcher(names, batch_size) if scopes is None else scopes
+        self._alone = scopes is None
         self._names = names
         self.graph: Graph | None = None
         self._inputs = {id(tensor) for tensor in inputs}
@@ -101,6 +105,9 @@ class Probe:
                     self._one_hot[index] = one_hot_share(vertex)
                     self._counts[index] = None if (axis := softmax_axis(vertex)) is None else vertex.shape[axis]
             self._units.finish()  # before the backward pass: what waits would stay alive through it
+            self._forward = self.scopes.moments.take([vertex.number for vertex in self.graph.vertices])
+            if self._alone:
+                self.scopes.moments.clear()
             self._arrivals = Arrivals(self._norms)
             self._arrivals.hook(self.graph.vertices)
             self._handmade = find_handmade(self.graph)
@@ -110,8 +117,9 @@ class Probe:
 
     def _look_at_activation(self, vertex: Vertex) -> None:
         """Queue its derivative, and what it put out where the forward pass has not measured that."""
-        channel = len(vertex.shape) > 2 and _after_convolution(vertex)
-        if vertex.stem in DERIVATIVES and vertex.shape and 0 not in vertex.shape:
+        shape = vertex.shape
+        channel = len(shape) > 2 and _after_convolution(vertex)
+        if vertex.stem in DERIVATIVES and shape and 0 not in shape:
             output = kept_output(vertex)
             if output is not None:
                 number = vertex.number if self.scopes.claim(vertex.number) else -1
@@ -128,26 +136,23 @@ class Probe:
             hook.remove()
         self._hooks.clear()
         with torch.no_grad(), without_collector():
-            found = self._describe(self.graph)
-        release(self.graph)
-        return found
+            return self._describe(self.graph)
 
     def _describe(self, graph: Graph) -> tuple[tuple[Site, ...], dict[int, Units]]:
         units = self._units.finish()
         handmade = become_sites(graph, self._handmade)
         units.update((index, one.units) for index, one in handmade.items() if one.units is not None)
-        owners = self.scopes.owners([vertex.number for vertex in graph.vertices])
-        names = Namer(self.scopes, self._names).names(graph, owners)
+        namer = Namer(graph, self.scopes, self._names)
+        if self._alone:
+            self.scopes.calls.clear()
         passed = self._arrivals.passed
         for index, one in handmade.items():
             passed[index] = one.slot
         slopes = {index: one.log_slope for index, one in handmade.items()}
-        forward, logs = self.scopes.moments.finish(), self._norms.logs()
-        zeros, bad = self._arrivals.zeros, self._norms.nonfinite
-        sites = describe(
-            graph, names, Measured(forward, logs, passed, units, zeros, bad, self._counts, self._one_hot, slopes)
-        )
-        shown = (vertex.index for vertex in graph.vertices if not vertex.hidden)
+        shown = [vertex.index for vertex in graph.vertices if not vertex.hidden]
+        zeros, bad, logs = self._arrivals.zeros, self._norms.nonfinite, self._norms.logs()
+        seen = Measured(self._forward, logs, passed, units, zeros, bad, self._counts, self._one_hot, slopes)
+        sites = describe(graph, namer.name, seen)
         return sites, {site.order: units[index] for site, index in zip(sites, shown, strict=True) if index in units}
 
 
@@ -158,9 +163,3 @@ def _after_convolution(vertex: Vertex) -> bool:
         if vertex.kind in ("linear", "convolution", "recurrent", "attention", "embedding"):
             return vertex.kind == "convolution"
     return False
-
-
-def release(graph: Graph) -> None:
-    """Let go of the autograd nodes, which hold the whole graph and its tensors alive."""
-    for vertex in graph.vertices:
-        vertex.node = None

@@ -33,29 +33,37 @@ class Call:
     """One call of one module. ``end`` is None while it runs, or where it raised.
 
     ``given`` and ``made``, what is known of the tensors that went in and came out, are kept only for modules with
-    trainable parameters of their own.
+    trainable parameters of their own: else ``given`` is None.  ``made`` is None where gradients were switched off.
     """
 
     name: str
     module: nn.Module
     start: int
     level: int
-    grad_enabled: bool = True
-    trainable: bool = False
     end: int | None = None
     parent: bool = False
-    given: _Packed = ()
-    made: _Packed = ()
+    given: _Packed | None = None
+    made: _Packed | None = ()
+
+    @property
+    def grad_enabled(self) -> bool:
+        """Were gradients switched on when it began?"""
+        return self.made is not None
+
+    @property
+    def trainable(self) -> bool:
+        """Has the module trainable parameters of its own?"""
+        return self.given is not None
 
     @property
     def inputs(self) -> tuple[TensorFacts, ...]:
         """Facts of each tensor among the arguments."""
-        return _unpacked(self.given)
+        return _unpacked(self.given or ())
 
     @property
     def outputs(self) -> tuple[TensorFacts, ...]:
         """Facts of each tensor in what it returned."""
-        return _unpacked(self.made)
+        return _unpacked(self.made or ())
 
 
 def _facts(value: Any) -> _Packed:
@@ -114,6 +122,7 @@ class Scopes:
         self.names = names
         self.calls: list[Call] = []
         self._open: list[Call] = []
+        self._number = -1
 
     @contextmanager
     def recording(self) -> Iterator[Scopes]:
@@ -147,9 +156,10 @@ class Scopes:
         opened = self._open
         if opened:
             opened[-1].parent = True
-        call = Call(name, module, _sequence_number(), len(opened), _grad_enabled())
+        call = Call(name, module, self._now(), len(opened))
+        if not _grad_enabled():
+            call.made = None
         if module._parameters and _has_weights(module):  # most modules have none, and this is asked at every call
-            call.trainable = True
             call.given = _facts(args[0] if len(args) == 1 else args)
         opened.append(call)
         self.calls.append(call)
@@ -160,10 +170,17 @@ class Scopes:
         if not opened or (opened[-1].module is not module and not self._unwind(module)):
             return False
         call = opened.pop()
-        call.end = _sequence_number()
-        if call.trainable:
+        call.end = self._now()
+        if call.given is not None and call.made is not None:
             call.made = _facts(output)
         return True
+
+    def _now(self) -> int:
+        """The number of the next node: one object, however many calls begin and end at it."""
+        number = _sequence_number()
+        if number != self._number:
+            self._number = number
+        return self._number
 
     def _unwind(self, module: nn.Module) -> bool:
         """Forget the calls that raised inside one of this module; False if it is not open."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -19,12 +19,12 @@ _site = maker(Site)
 
 @dataclass(slots=True)
 class Measured:
-    """What the hooks measured, by index of the vertex (``forward`` by number of the node).
+    """What the hooks measured, by index of the vertex.
 
     ``logs`` of the gradients, of which the first arrived at the vertices; ``passed`` says which one a vertex passed on.
     """
 
-    forward: dict[int, Moments | None]
+    forward: list[Moments | None]
     logs: list[float | None]
     passed: list[int | None]
     units: dict[int, Units]
@@ -35,32 +35,39 @@ class Measured:
     log_slopes: dict[int, float]  # best slope of the activations that no table knows
 
 
-def describe(graph: Graph, names: Iterator[SiteName], measured: Measured) -> tuple[Site, ...]:
-    """The sites of a graph in forward order; ``names`` for each vertex."""
-    orders, sources, depths = topology(graph)
+def describe(graph: Graph, name: Callable[[Vertex], SiteName], measured: Measured) -> tuple[Site, ...]:
+    """The sites of a graph in forward order; its vertices are let go of, so that both are never there at once."""
+    place = Topology(graph.vertices).place
     references = _references(graph, measured.log_slopes)
-    forward, logs, passed = measured.forward.get, measured.logs, measured.passed
+    forward, logs, passed = measured.forward, measured.logs, measured.passed
     lived, zeros, bad, counts = measured.units.get, measured.zeros.get, measured.nonfinite.get, measured.counts.get
     one_hot = measured.one_hot.get
     sites: list[Site] = []
-    for vertex, (path, call, parameter, outside) in zip(graph.vertices, names, strict=True):
+    left = graph.vertices
+    left.reverse()
+    while left:
+        vertex = left.pop()
+        path, call, parameter, outside = name(vertex)
+        order, depth, reads = place(vertex)
+        custom = vertex.custom
+        vertex.node, vertex.below = None, ()  # lets go of the graph, and of the vertices before it
         if vertex.hidden:
             continue
-        index, kind = vertex.index, vertex.kind
+        index, kind, (shape, dtype, _) = vertex.index, vertex.kind, vertex.form
         unit, slot = lived(index), passed[index]
         sites.append(
             _site(  # by position, in the order of Site's fields: keywords take three times as long
                 path,
                 vertex.op,
                 "loss" if outside and kind in ("other", "merge") else kind,
-                orders[index],
-                vertex.shape,
-                vertex.dtype,
-                depths[index],
+                order,
+                shape,
+                dtype,
+                depth,
                 call,
-                sources[index],
+                reads,
                 parameter,
-                forward(vertex.number),
+                forward[index],
                 logs[index],
                 None if slot is None else logs[slot],
                 references[index],
@@ -69,37 +76,38 @@ def describe(graph: Graph, names: Iterator[SiteName], measured: Measured) -> tup
                 zeros(index),
                 bad(index, 0),
                 counts(index),
-                custom=vertex.custom,  # by keyword: Python 3.11 never uses the memory of 20 arguments again
+                custom=custom,  # by keyword: Python 3.11 never uses the memory of 20 arguments again
             )
         )
     return tuple(sites)
 
 
-def topology(graph: Graph) -> tuple[list[int], list[tuple[int, ...]], list[int]]:
-    """Per vertex: its order among the visible sites, the orders of those it reads, and its depth in sites."""
-    whole = list(range(len(graph.vertices) + 1))  # each number once: thousands of equal ones would take memory
-    orders: list[int] = []
-    sources: list[tuple[int, ...]] = []
-    depths: list[int] = []
-    shown: list[tuple[int, ...]] = []  # what a reader of this vertex reads
-    order = 0
-    for vertex in graph.vertices:
-        if len(vertex.below) == 1:
-            below = vertex.below[0].index
-            reads, level = shown[below], depths[below]
+class Topology:
+    """Where vertices, which come in forward order, stand among the visible sites."""
+
+    def __init__(self, vertices: list[Vertex]) -> None:
+        # the whole numbers as objects that are there already: thousands of equal ones would take memory
+        self._whole = [*(vertex.index for vertex in vertices), len(vertices)]
+        self._shown: list[tuple[int, ...]] = []  # per vertex: orders of the sites that a reader of it reads
+        self._depths: list[int] = []
+        self._order = 0
+
+    def place(self, vertex: Vertex) -> tuple[int, int, tuple[int, ...]]:
+        """Its order among the sites, its depth in sites, and the orders of those it reads."""
+        below = vertex.below
+        if len(below) == 1:
+            index = below[0].index
+            reads, depth = self._shown[index], self._depths[index]
         else:
-            reads = tuple(dict.fromkeys(o for source in vertex.below for o in shown[source.index]))
-            level = max((depths[source.index] for source in vertex.below), default=0)
-        orders.append(whole[order])
-        sources.append(reads)
-        if vertex.hidden:
-            shown.append(reads)
-        else:
-            shown.append((whole[order],))
-            level = whole[level + 1]
-            order += 1
-        depths.append(level)
-    return orders, sources, depths
+            reads = tuple(dict.fromkeys(order for source in below for order in self._shown[source.index]))
+            depth = max((self._depths[source.index] for source in below), default=0)
+        order = self._whole[self._order]
+        if not vertex.hidden:
+            self._order += 1
+            depth = self._whole[depth + 1]
+        self._shown.append(reads if vertex.hidden else (order,))
+        self._depths.append(depth)
+        return order, depth, reads
 
 
 @cache

@@ -48,7 +48,8 @@ def find_birth(graph: Graph | None, scopes: Scopes, names: Names) -> NonFinite |
         target = getattr(vertex.node, "_saved_target", None) if vertex.kind == "loss" and readable(vertex) else None
         if isinstance(target, Tensor) and not _finite(target):
             return NonFinite("target", "data", "input", 0, _count(target))
-    named = Namer(scopes, names).names(graph, scopes.owners([vertex.number for vertex in graph.vertices]))
+    namer = Namer(graph, scopes, names)
+    named = [namer.name(vertex) for vertex in graph.vertices]
     bad = _bad_outputs(graph)
     suspects = [v for v in graph.vertices if id(v) in bad] or [v for v in graph.vertices if v.op in _ENDLESS][-1:]
     if not suspects:
@@ -57,7 +58,7 @@ def find_birth(graph: Graph | None, scopes: Scopes, names: Names) -> NonFinite |
     inputs = _saved(first, outputs=False)
     if any(not _finite(tensor) for tensor in inputs) and first.raw_input:
         return NonFinite("input", "data", "input", 0, _range(inputs))
-    path, *_, outside = next(name for vertex, name in zip(graph.vertices, named, strict=True) if vertex is first)
+    path, *_, outside = named[first.index]
     return NonFinite("loss" if outside else path, first.op, "forward", 0, _range(inputs))
 
 

@@ -180,7 +180,7 @@ class Track:
         leaves = {key: leaf for seen in mine for key, leaf in seen.leaves.items()}
         scopes = Scopes({})
         scopes.calls = [call for seen in mine for call in seen.calls]
-        views = view_parameters(named, Graph([], leaves, None), scopes, names, optimizer)
+        views = view_parameters(named, Graph([], list(leaves.values()), None), scopes, names, optimizer)
         shift = math.log(_fused_scale(optimizer) or 1.0)
         return tuple(replace(p, log_grad=p.log_grad - shift) if p.log_grad and shift else p for p in views)
 

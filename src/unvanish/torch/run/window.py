@@ -60,8 +60,7 @@ class Window:
         data = {key: leaf for key, leaf in leaves.items() if self._is_data(leaf)}
         parameters = {key: leaf for key, leaf in leaves.items() if key not in data}
         self._adopt_loose(list(parameters.values()))
-        probe = Probe(self._roots.names, self._forward.scopes.batch_size, tuple(data.values()))
-        probe.scopes = self._forward.scopes
+        probe = Probe(self._roots.names, None, tuple(data.values()), self._forward.scopes)
         mine = self._forward.calls_in([vertex.number for vertex in graph.vertices])
         before = before_backward(probe, loss, self._forward.inputs(mine), self._forward.target)
         kept = gradient_norms({key: leaf.grad for key, leaf in parameters.items()}, scale)
