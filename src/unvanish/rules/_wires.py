@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 
 from unvanish import reading
+from unvanish.rules import _histories
 from unvanish.types import Cut, Flow, Parameter, Site
 
 OPTIMIZER = "optimizer"  # what a Cut is called behind which gradients arrive, and nothing uses them
-_FLAT = ("round", "floor", "ceil", "sign", "trunc", "heaviside")
+_FLAT = ("round", "floor", "ceil", "sign", "trunc", "heaviside", "bernoulli", "poisson", "normal")
 _APART = 1e-6  # share of the signal that differs between samples; less is rounding
 
 
 def cuts(flow: Flow, *, within: bool) -> list[Cut]:
     """Cuts within the graph of the loss, or those between a gradient and any optimizer."""
-    return [cut for cut in flow.cuts if (cut.op != OPTIMIZER) == within]
+    return [cut for cut in flow.cuts if cut.op not in _histories.KINDS and (cut.op != OPTIMIZER) == within]
 
 
 def meant_to_train(flow: Flow, cut: Cut) -> bool:

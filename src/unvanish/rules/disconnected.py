@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from unvanish import reading
-from unvanish.rules import _flows, _wires
+from unvanish.rules import _flows, _histories, _wires
 from unvanish.types import Cut, Evidence, Finding, Flow, Parameter, Site, Step
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
@@ -17,13 +17,14 @@ from unvanish.vocabulary import Cause
 class Disconnected(AbstractRule):
     """Weights that are meant to train cannot: the graph is cut before them, or the optimizer does not know them.
 
-    Nine ways to lose a path, each told by its own sign: `.detach()`, `.data`, `.item()`, `.numpy()` or `no_grad` (a
+    Twelve ways to lose a path, each told by its own sign: `.detach()`, `.data`, `.item()`, `.numpy()` or `no_grad` (a
     later module is fed with data that needs no gradient); the same on a state at every time step (the loss depends on
     calls of a module that are out of its graph); an op that is flat by definition (round, sign, argmax: gradient exactly
     zero behind it), in the signal's path or in what makes a weight; a frozen weight of zeros; layers in a Python list (in
     the loss's graph, but not in model.parameters()); parameters that get a gradient but are not in the optimizer, be it
     some or all; a whole network whose loss is differentiated, while no optimizer of the program steps its weights; a loss
-    that has no graph.
+    that has no graph; a derivative in the loss that was taken without create_graph, and a layer fed by sample() (other
+    numbers in their place change the loss); attention whose mask leaves nothing but padding.
 
     Frozen weights, spare heads and idle experts are no fault: nothing behind them was meant to train, or nothing after
     them reads what they put out.
@@ -49,6 +50,7 @@ class Disconnected(AbstractRule):
             or self._cut(flow)
             or self._nothing_reached(flow)
             or self._cut_in_time(flow)
+            or self._lost_history(flow)
             or self._flat_op(flow)
             or self._flat_weight(flow)
             or self._frozen_at_zero(flow)
@@ -117,6 +119,19 @@ class Disconnected(AbstractRule):
             "graph through all time steps; long sequences are cut between windows, not at every step. Look for "
             ".detach(), .data, .numpy() or torch.tensor(...) on the state inside the loop.",
             "remove .detach() and .data from the state inside the loop",
+        )
+
+    def _lost_history(self, flow: Flow) -> Finding | None:
+        """Numbers that other numbers in their place have proved to matter, and that no gradient comes back through."""
+        lost = _histories.lost(flow)
+        if not lost:
+            return None
+        told, where = _histories.KINDS[lost[0].op], lost[0].where
+        return self._finding(
+            tuple(dict.fromkeys(cut.where for cut in lost)),
+            told.confidence,
+            told.message.format(where=where),
+            told.remedy.format(where=where),
         )
 
     def _flat_op(self, flow: Flow) -> Finding | None:
@@ -277,6 +292,7 @@ class Disconnected(AbstractRule):
                 base, parameters=(lost,), cuts=(Cut("encoder", "detach", ("encoder",), "its output was detached"),)
             ),
             replace(base, cuts=(Cut("cell", "detach", ("cell",), "only the last 1 of 8 calls of cell", 7),)),
+            *(replace(_flows.plain(), cuts=(Cut("loss", kind, (), "plain numbers"),)) for kind in _histories.KINDS),
             replace(base, parameters=(*base.parameters, unlisted)),
             replace(_flows.plain(), parameters=(*base.parameters, unlisted), origin="run", steps=_slowly()),
             replace(base, parameters=(*base.parameters, in_list)),

@@ -27,10 +27,12 @@ from unvanish.torch.rehearsal.hooks import hooked
 from unvanish.torch.rehearsal.moved import Moved, copy_of
 from unvanish.torch.rehearsal.objective import Objective, check_program, fresh
 from unvanish.torch.rehearsal.rehearse import find_birth, rehearse
+from unvanish.torch.rehearsal.tampered import lost_histories
 from unvanish.torch.views.cuts import confirmed, suspects
 from unvanish.torch.views.mixing import mixed_at
 from unvanish.torch.views.observe import Observation, observe
 from unvanish.torch.views.order import classes_seen
+from unvanish.torch.views.padding import only_padding
 from unvanish.torch.views.parameters import view_newborn
 from unvanish.torch.views.rank import stable_rank
 from unvanish.types import Flow, OptimizerView, Site
@@ -89,6 +91,9 @@ def flow_of(
         if not first.loss.requires_grad:
             return flow
         flow = replace(flow, mixed=mixed_at(model, goal, fresh(held[0])), classes_seen=classes_seen(held))
+        flow = replace(
+            flow, cuts=(*flow.cuts, *lost_histories(model, goal, held[0]), *only_padding(model, goal, held[0]))
+        )
         return _train(flow, model, optimizer, goal, held, steps)
 
 
