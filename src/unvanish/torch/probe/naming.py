@@ -59,7 +59,7 @@ class Namer:
         self._modules = set(names.modules.values())
         self._parameters = names.parameters
         self._loss_from = max((call.end or 0 for call in scopes.calls if call.level == 0), default=0)
-        self._calls: dict[tuple[str, str], int] = {}
+        self._calls: dict[str, dict[str, int]] = {}  # op -> path -> how many so far
         self._many: dict[int, bool] = {}
 
     def name(self, vertex: Vertex) -> SiteName:
@@ -68,10 +68,10 @@ class Namer:
         parameter = self._weight(vertex.parameters) if vertex.parameters else None
         path = self._path(vertex, owner, parameter)
         self._paths.append(path)
-        kind = path, vertex.op
-        call = self._calls.get(kind, 0)
+        calls = self._calls.setdefault(vertex.op, {})
+        call = calls.get(path, 0)
         if not vertex.hidden:
-            self._calls[kind] = call + 1
+            calls[path] = call + 1
         outside = owner is None and vertex.number >= self._loss_from > 0
         return path, call, parameter, outside
 
