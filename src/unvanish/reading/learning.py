@@ -89,10 +89,10 @@ def at_floor(flow: Flow) -> bool:
 
 
 def _ends_at_floor(flow: Flow) -> bool:
-    """Did the attempt to learn one batch by heart only come down to the constant predictor's loss?"""
+    """Did the attempt to learn one batch by heart only come down to the constant predictor's loss, or not so far?"""
     floor, losses = flow.loss.floor, next((e.losses for e in flow.experiments if e.lever == "none"), ())
     late = losses[-max(1, len(losses) // 5) :]
-    return floor is not None and floor > 0 and bool(late) and abs(statistics.median(late) / floor - 1) < _AT_FLOOR
+    return floor is not None and floor > 0 and bool(late) and statistics.median(late) > (1 - _AT_FLOOR) * floor
 
 
 def converged(flow: Flow) -> bool:

@@ -38,6 +38,14 @@ def _of_classes(kind: str, feeding: str, classes: int) -> Iterator[Fault]:
             f"log-softmax itself, so all logits lie in [0, 1] and the loss cannot fall to 0. Remove the {feeding}.",
             f"remove the {feeding} before the loss",
         )
+    if kind == "log_softmax" and feeding == "softmax":
+        yield (
+            0.95,
+            "The loss takes log-softmax of the output of a softmax, as Categorical(logits=...) does: all logits lie in [0, 1], so "
+            "that no answer can become sure. Expected: raw logits, or Categorical(probs=...) for probabilities. Remove the "
+            "softmax.",
+            "remove the softmax before the loss, or pass probabilities as Categorical(probs=...)",
+        )
     kept = math.log1p((classes - 1) * math.exp(-2))
     if kind == "cross_entropy" and feeding == "tanh" and kept > _BOUNDED:
         yield (

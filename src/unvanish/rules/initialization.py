@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from unvanish import reading, theory
 from unvanish.rules import _flows, _words
-from unvanish.types import Evidence, Finding, Flow, Moments, Site
+from unvanish.types import Evidence, Experiment, Finding, Flow, Moments, Site
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
 
@@ -39,6 +39,8 @@ class Initialization(AbstractRule):
     loud: float = 10.0
     far: float = 5.0
     learnt: float = 0.1
+    around: float = 2.0
+    fair: float = 0.2
     cause: ClassVar[Cause] = "initialization"
     title: ClassVar[str] = "weights below critical for their activation"
     source: ClassVar[str] = (
@@ -57,9 +59,10 @@ class Initialization(AbstractRule):
     def _weak(self, flow: Flow) -> Finding | None:
         fall = reading.fall(flow)
         losses = reading.losses_of(reading.body(flow), "weights")
-        if fall is None or math.isnan(fall) or fall < self.fall or not losses or self._copes(flow, fall):
-            return None
         by_weights = sum(losses.values())
+        lost = fall is not None and fall >= self.fall and not self._copes(flow, fall, by_weights)
+        if not losses or not (lost or self._dies(flow, by_weights)):
+            return None
         by_saturation = sum(max(0.0, v) for v in reading.losses_of(flow.sites, "saturation").values())
         if by_weights <= by_saturation or by_weights < self.fall:
             return None
@@ -101,9 +104,24 @@ class Initialization(AbstractRule):
             source="Glorot and Bengio 2010, section 4.2; Vaswani et al. 2017, arXiv:1706.03762, section 3.4 (shared weights)",
         )
 
-    def _copes(self, flow: Flow, fall: float) -> bool:
-        """It learns all the same; where next to nothing of the gradient is left, it must do so without long waiting."""
+    def _copes(self, flow: Flow, fall: float, by_weights: float) -> bool:
+        """It learns all the same; where next to nothing of the gradient is left, it must do so without long waiting.
+
+        Where the layers lose far more than the first of them lacks, the gradient comes by another way, as in a U-Net: a
+        loss that falls is enough then.
+        """
+        if by_weights > self.around * fall and reading.falls(flow) and (reading.progress(flow) or 0.0) >= self.fair:
+            return True
         return reading.learns_promptly(flow) if fall > self.nothing_left else reading.learns(flow)
+
+    def _dies(self, flow: Flow, by_weights: float) -> bool:
+        """Nothing of the signal is left at the end, and nothing is learnt, whatever the gradient does on its way.
+
+        In the loss of a differential equation the gradient comes in at every layer, and grows where the signal dies.
+        """
+        sizes = [s.forward.rms for s in reading.body(flow) if s.forward is not None]
+        dead = len(sizes) > 1 and 0.0 < sizes[-1] < math.exp(-self.nothing_left) * sizes[0]
+        return dead and by_weights >= self.nothing_left and (reading.progress(flow) or 0.0) < self.learnt
 
     def _sure(self, flow: Flow) -> float:
         """Less so where these very weights learn at another rate, or where the layers are few."""
@@ -114,6 +132,8 @@ class Initialization(AbstractRule):
 
     def _finding(self, flow: Flow, low: dict[str, float], confidence: float) -> Finding:
         mean = sum(low.values()) / len(low)
+        falls = (reading.fall(flow) or 0.0) >= self.fall
+        end = "the first layers get next to nothing" if falls else "nothing of the signal is left at the end"
         separation = reading.separation(flow)
         shown = (
             (Evidence("samples told apart at the end", separation, "", "above 0.05"),) if separation is not None else ()
@@ -131,8 +151,8 @@ class Initialization(AbstractRule):
             ),
             message=(
                 f"The weights of {_words.count(len(low), 'layer')} are {_words.times(math.exp(mean))} times too small for their "
-                f"activation, which costs {reading.decades(sum(low.values())):.2g} decades of gradient: the first layers "
-                "get next to nothing. Expected: weights at the activation's critical gain, which cost nothing. "
+                f"activation, which costs {reading.decades(sum(low.values())):.2g} decades of gradient: {end}. "
+                "Expected: weights at the activation's critical gain, which cost nothing. "
                 "Re-initialise these layers; raising the learning rate cannot help."
             ),
             remedies=self._cures(flow),
@@ -165,6 +185,8 @@ class Initialization(AbstractRule):
             _flows.plain(depth=30, weights=0.02, stuck=True),
             _flows.plain(depth=8, saturation=3.0, saturated=0.95, stuck=True),
             _flows.plain(depth=20, weights=0.5),
+            _bypassed(stuck=False),
+            _dying(stuck=False),
             _shouting(1.5),
             replace(_shouting(60.0), steps=_flows.plain().steps, experiments=_flows.plain().experiments),
         )
@@ -183,6 +205,8 @@ class Initialization(AbstractRule):
             _flows.plain(depth=20, activation="sigmoid", weights=1.9, stuck=True),
             _flows.plain(depth=30, weights=0.55, stuck=True),
             tiny,
+            _bypassed(stuck=True),
+            _dying(stuck=True),
             _shouting(60.0),
         )
 
@@ -192,6 +216,25 @@ def _shouting(rms: float) -> Flow:
     base = _flows.plain(stuck=True)
     output = Moments(640, rms, 0.0, rms)
     return replace(base, loss=replace(base.loss, kind="cross_entropy", value=2.3 * max(1.0, rms), output=output))
+
+
+def _bypassed(*, stuck: bool) -> Flow:
+    """Layers that lose five decades, and a first one that gets its gradient by a way around them; a slow start."""
+    base = _flows.plain(depth=12, weights=1.0, stuck=stuck)
+    around = _flows.with_site(base, 0, log_grad_out=-5.0)
+    slow = tuple(_flows.FLOOR * (1 - i / 100) for i in range(30))
+    return around if stuck else replace(around, experiments=(Experiment("none", 1.0, slow, _flows.FLOOR),))
+
+
+def _dying(*, stuck: bool) -> Flow:
+    """A signal that shrinks to nothing, in a loss that feeds a gradient to every layer."""
+    flow = _flows.plain(weights=2.7, stuck=stuck)
+    for index, site in enumerate(flow.sites):
+        lost = (site.log_grad_out or 0.0) + 2.0 * index
+        into = None if site.log_grad_in is None else site.log_grad_in - lost
+        forward = Moments(2048, 0.5 * math.exp(-1.35 * index), 0.0, 0.0)
+        flow = _flows.with_site(flow, index, log_grad_out=-2.0 * index, log_grad_in=into, forward=forward)
+    return flow
 
 
 def _name(site: Site) -> str:

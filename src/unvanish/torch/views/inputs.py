@@ -9,8 +9,12 @@ from torch import Tensor
 
 from unvanish.torch.probe.graph import Graph
 from unvanish.torch.probe.moments import moments
+from unvanish.torch.probe.saved import readable
 from unvanish.torch.probe.scopes import tensors_in
 from unvanish.types import InputView
+
+_WITH_WEIGHTS = ("linear", "convolution", "normalization", "recurrent")
+_KEPT = {"Addmm": "_saved_mat1", "Mm": "_saved_self"}  # where the nodes of linear layers keep their rows
 
 
 def view_inputs(batch: Any, graph: Graph | None) -> tuple[InputView, ...]:
@@ -18,7 +22,19 @@ def view_inputs(batch: Any, graph: Graph | None) -> tuple[InputView, ...]:
     normalized = graph is not None and _normalized_first(graph)
     tensors = list(_named(batch))
     single = len(tensors) == 1
-    return tuple(_view("input" if single else f"input[{key}]", tensor, normalized) for key, tensor in tensors)
+    views = tuple(_view("input" if single else f"input[{key}]", tensor, normalized) for key, tensor in tensors)
+    read = None if graph is None or normalized else _read_first(graph)
+    if read is None or any(read.numel() == tensor.numel() for _, tensor in tensors):
+        return views
+    return (*views, _view("what the first layer reads", read, normalized))
+
+
+def _read_first(graph: Graph) -> Tensor | None:
+    """The rows that the first linear layer is given, as its node keeps them: the program may have put them together."""
+    first = next((v for v in graph.vertices if v.kind in _WITH_WEIGHTS), None)
+    name = _KEPT.get(first.stem) if first is not None and first.raw_input and readable(first) else None
+    rows = None if name is None or first is None else getattr(first.node, name, None)
+    return rows if isinstance(rows, Tensor) and rows.ndim == 2 and rows.numel() else None
 
 
 def _named(batch: Any) -> list[tuple[str, Tensor]]:
@@ -50,5 +66,5 @@ def _features(tensor: Tensor) -> tuple[float | None, float | None]:
 
 def _normalized_first(graph: Graph) -> bool:
     """Does a normalisation meet the data before any weight does?"""
-    first = next((v for v in graph.vertices if v.kind in ("linear", "convolution", "normalization", "recurrent")), None)
+    first = next((v for v in graph.vertices if v.kind in _WITH_WEIGHTS), None)
     return first is not None and first.kind == "normalization"

@@ -19,13 +19,14 @@ from unvanish.torch.views.divergences import divergence
 from unvanish.torch.views.floors import Reading, constant_loss, floor_by_value, floor_of, soft_floor
 from unvanish.torch.views.shapes import broadcast, reordered
 from unvanish.torch.views.smoothing import smoothed_floor
-from unvanish.types import LossView
+from unvanish.types import LossView, Moments
 
 __all__ = ["constant_loss", "view_loss"]
 
 _REDUCTIONS = {0: "none", 1: "mean", 2: "sum"}
 _THROUGH = ("mean", "sum", "div", "mul", "neg", "add", "sub", "to_copy")
 _OF_PROBABILITIES = ("log", "add", "clamp", "clamp_min")
+_DISTANCES = ("mse", "l1", "smooth_l1", "huber")
 _SATURATED = 0.02  # a probability within this of 0 or 1 has a sigmoid slope below 8 % of its best
 
 
@@ -55,9 +56,13 @@ def _from_graph(view: LossView, graph: Graph, output: Tensor | None, target: Ten
     nodes = [vertex for vertex in graph.vertices if vertex.kind == "loss"]
     wide = broadcast(graph, None if target is None else tuple(target.shape))
     if not nodes:
-        return _by_hand(replace(view, broadcast=wide), graph.root, output, target)
+        return replace(
+            _by_hand(replace(view, broadcast=wide), graph.root, output, target), parts=_normalized_twice(graph)
+        )
     if len(nodes) > 1:
-        parts = tuple((one.kind, one.reads.op if one.reads is not None else "") for one in map(read_loss, nodes))
+        readings = [read_loss(node) for node in nodes]
+        parts = tuple((one.kind, one.reads.op if one.reads is not None else "") for one in readings)
+        view = replace(view, target=view.target or _largest_target(readings))
         return replace(view, terms=len(nodes), broadcast=wide, parts=parts, **_fed(_feeding(graph.root)))
     reading = read_loss(nodes[0])
     seen = reading.target if reading.target is not None else target
@@ -79,6 +84,15 @@ def _from_graph(view: LossView, graph: Graph, output: Tensor | None, target: Ten
     return replace(view, floor=floor)
 
 
+def _largest_target(readings: list[Reading]) -> Moments | None:
+    """Of the terms that compare predictions with numbers."""
+    targets = [
+        one.target for one in readings if one.kind in _DISTANCES and one.target is not None and one.target.numel()
+    ]
+    seen = [moments(target.detach(), _batch(target)) for target in targets]
+    return max(seen, key=lambda one: one.rms, default=None)
+
+
 def _by_hand(view: LossView, root: Vertex | None, output: Tensor | None, target: Tensor | None) -> LossView:
     """A loss without a node of its own: made of plain ops, or cross-entropy against probabilities."""
     feeding = _feeding(root)
@@ -97,6 +111,14 @@ def _by_hand(view: LossView, root: Vertex | None, output: Tensor | None, target:
     if feeding is not None and _after(feeding, output):
         view = replace(view, feeding=None)
     return replace(view, kind=guess[0], reduction=guess[1], floor=guess[2])
+
+
+def _normalized_twice(graph: Graph) -> tuple[tuple[str, str], ...]:
+    """Logarithms of a softmax that are taken of what is one already, as by ``Categorical(logits=probabilities)``."""
+    logarithms = [vertex for vertex in graph.vertices if vertex.op in ("log_softmax", "logsumexp")]
+    below = ((vertex, _site_below(vertex)) for vertex in logarithms)
+    given = [one for vertex, one in below if one is not None and one.op == "softmax"]
+    return tuple(("log_softmax", one.op) for one in given[:1])
 
 
 def _after(vertex: Vertex, output: Tensor | None) -> bool:
