@@ -208,3 +208,26 @@ class ParameterTanh(nn.Module):
 def hundredth_by_hand(ill: bool) -> Program:
     model = ParameterTanh(0.01 if ill else None)
     return Program(model, digits(), torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), nn.CrossEntropyLoss())
+
+
+@sick("initialization", r"\d", why="A PINN with weights of 0.01: u is 1e-9, although each layer gets a large gradient.")
+def tiny_weights_in_equation(ill: bool) -> Program:
+    layers: list[nn.Module] = []
+    for width in (1, 32, 32, 32, 32):
+        layers += [nn.Linear(width, 32), nn.Tanh()]
+    model = nn.Sequential(*layers, nn.Linear(32, 1))
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=0.01) if ill else nn.init.xavier_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def objective(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """u'' = -pi^2 sin(pi x) with u = 0 at both ends."""
+        x, ends = batch[0].clone().requires_grad_(), batch[1]
+        first = torch.autograd.grad(net(x).sum(), x, create_graph=True)[0]
+        second = torch.autograd.grad(first.sum(), x, create_graph=True)[0]
+        residual = second + torch.pi**2 * torch.sin(torch.pi * x)
+        return residual.square().mean() + 10 * net(ends).square().mean()
+
+    batches = [(2 * torch.rand(64, 1) - 1, torch.tensor([[-1.0], [1.0]])) for _ in range(12)]
+    return Program(model, batches, torch.optim.Adam(model.parameters(), lr=2e-3), objective=objective)

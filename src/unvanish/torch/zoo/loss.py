@@ -285,3 +285,22 @@ def policy_broadcast(ill: bool) -> Program:
         return -(policy.log_prob(action) * gained).mean()
 
     return Program(model, digits(batch=128), torch.optim.Adam(model.parameters(), lr=5e-3), objective=objective)
+
+
+@sick(
+    "loss-mismatch",
+    "loss",
+    why="A policy's probabilities passed as logits: another softmax, and no action is likelier than 0.23.",
+)
+def probabilities_as_logits(ill: bool) -> Program:
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10), nn.Softmax(dim=-1))
+
+    def objective(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        x, y = batch
+        given = {"logits" if ill else "probs": net(x)}
+        policy = torch.distributions.Categorical(**given)
+        action = policy.sample()
+        reward = (action == y).float()
+        return -(policy.log_prob(action) * (reward - reward.mean())).mean()
+
+    return Program(model, digits(batch=128), torch.optim.Adam(model.parameters(), lr=5e-3), objective=objective)

@@ -207,3 +207,57 @@ def pixels_normalised_for_bytes(ill: bool) -> Program:
     mean = std = 127.5 if ill else 0.5
     batches = [((x - mean) / std, y) for x, y in pixels()]
     return Program(model, batches, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), F.cross_entropy)
+
+
+class Denoiser(nn.Module):
+    """Predicts the noise of a diffusion, told how far it has gone."""
+
+    def __init__(self, raw: bool) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(65, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 64))
+        self.raw = raw
+
+    def forward(self, x: Tensor, steps: Tensor) -> Tensor:
+        time = steps.float().unsqueeze(1)
+        return self.net(torch.cat([x, time if self.raw else time / 1000], dim=1))
+
+
+@sick("input-scale", "input", why="The time step, 0 to 999, stands as it is beside pixels of -1 to 1.")
+def raw_time_step(ill: bool) -> Program:
+    model = Denoiser(ill)
+    kept = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
+
+    def objective(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        x = 2 * batch[0] - 1
+        steps, noise = torch.randint(1000, (len(x),)), torch.randn_like(x)
+        share = kept[steps].unsqueeze(1)
+        return F.mse_loss(net(share.sqrt() * x + (1 - share).sqrt() * noise, steps), noise)
+
+    return Program(model, pixels(), torch.optim.Adam(model.parameters(), lr=1e-3), objective=objective)
+
+
+class TwoHeads(nn.Module):
+    """A class and a number from one trunk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU())
+        self.kind, self.ink = nn.Linear(32, 10), nn.Linear(32, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.trunk(x)
+        return self.kind(features), self.ink(features).squeeze(1)
+
+
+@sick("input-scale", "target", why="Beside the classes a number in the ten thousands is fitted as it is.")
+def raw_number_beside_classes(ill: bool) -> Program:
+    model = TwoHeads()
+
+    def objective(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        x, y = batch
+        ink = 1000 * x.sum(1)
+        target = ink if ill else (ink - 19500) / 2000
+        kind, found = net(x)
+        return F.cross_entropy(kind, y) + F.mse_loss(found, target)
+
+    return Program(model, pixels(), torch.optim.Adam(model.parameters(), lr=1e-3), objective=objective)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unvanish.torch.zoo._case import Program, well
-from unvanish.torch.zoo._data import digits
+from unvanish.torch.zoo._data import digits, pixels
 
 # mypy: disable-error-code="no-any-return"
 
@@ -105,3 +105,34 @@ def depthwise_groupnorm() -> Program:
     model = DepthwiseNet()
     batches = [(x.contiguous(memory_format=torch.channels_last), y) for x, y in digits(image=True)]
     return Program(model, batches, torch.optim.RMSprop(model.parameters(), lr=3e-3), nn.CrossEntropyLoss())
+
+
+def convolutions(before: int, after: int) -> nn.Sequential:
+    """Two with their ReLU, PyTorch's own weights and no norm."""
+    first, second = nn.Conv2d(before, after, 3, padding=1), nn.Conv2d(after, after, 3, padding=1)
+    return nn.Sequential(first, nn.ReLU(inplace=True), second, nn.ReLU(inplace=True))
+
+
+class PlainUNet(nn.Module):
+    """Two levels; what goes around them is put beside what comes back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down1, self.down2, self.bottom = convolutions(1, 8), convolutions(8, 16), convolutions(16, 16)
+        self.up2, self.join2 = nn.ConvTranspose2d(16, 16, 2, 2), convolutions(32, 8)
+        self.up1, self.join1 = nn.ConvTranspose2d(8, 8, 2, 2), convolutions(16, 8)
+        self.out = nn.Conv2d(8, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = self.down1(x)
+        coarse = self.down2(F.max_pool2d(fine, 2))
+        y = self.join2(torch.cat([self.up2(self.bottom(F.max_pool2d(coarse, 2))), coarse], 1))
+        return self.out(self.join1(torch.cat([self.up1(y), fine], 1)))
+
+
+@well("A U-Net with PyTorch's weights and no norm: its layers lose five decades, and the skips go around them.")
+def plain_unet() -> Program:
+    model = PlainUNet()
+    batches = [(x + 0.2 * torch.randn_like(x), (x > 0.5).float()) for x, _ in pixels(image=True)]
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    return Program(model, batches, optimizer, nn.BCEWithLogitsLoss())
