@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -60,6 +62,22 @@ def test_no_finding_and_no_learning_is_not_called_learning():
     well = judge(_flows.plain(), rules=())
     untried = judge(replace(_flows.plain(), steps=(), experiments=()), rules=())
     assert (stuck.learns, well.learns, untried.learns) == (False, True, None)
+
+
+def test_progress_needs_a_bottom():
+    """A policy's loss goes to and fro about 0; a density's falls below 0 by far more than it does from step to step."""
+    noise = random.Random(0)
+    policy = [noise.gauss(-0.002 * i, 0.05) for i in range(40)]
+    density = [40.0 - 3 * i + noise.gauss(0, 0.5) for i in range(40)]
+    assert Experiment("none", 1.0, (abs(policy[0]), *policy[1:])).progress is None
+    assert Experiment("none", 1.0, tuple(density)).progress == 1.0
+    assert Experiment("none", 1.0, tuple(v / 100 for v in density[:12])).progress == pytest.approx(
+        0.75, abs=0.1
+    )
+    helped = Experiment("learning-rate", 0.1, tuple(density))
+    flow = replace(_flows.plain(), steps=(), experiments=(Experiment("none", 1.0, (0.01, *policy)), helped))
+    assert reading.best_lever(flow, "learning-rate") is None
+    assert reading.best_lever(replace(flow, experiments=(helped,)), "learning-rate") == helped
 
 
 def test_progress_is_the_share_of_the_constant_predictors_loss_removed():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 from unvanish import serialize
@@ -298,7 +299,8 @@ class Experiment:
     def progress(self) -> float | None:
         """Share of the way from the constant predictor's loss (or the first loss) to the lowest possible, 0..1.
 
-        The end is the median of the last fifth of the losses. NaN or a diverged end counts as 0.
+        The end is the median of the last fifth of the losses. NaN or a diverged end counts as 0.  None for losses that
+        go to and fro about 0, as a policy's do: zero is not their bottom.
         """
         if len(self.losses) < 5:
             return None
@@ -306,10 +308,17 @@ class Experiment:
         end, start = tail[len(tail) // 2], self.losses[0]
         if not math.isfinite(end) or not math.isfinite(start):
             return 0.0
+        if self.floor is None and min(self.losses) < 0 and not self._stands_out(start - end):
+            return None
         base = start if self.floor is None else min(self.floor, start) if self.floor > 0 else start
         if base <= 0:
             return None
         return min(1.0, max(0.0, 1.0 - end / base))
+
+    def _stands_out(self, fall: float) -> bool:
+        """Is a fall far larger than what the loss changes by from step to step?"""
+        changes = sorted(abs(after - before) for before, after in pairwise(self.losses))
+        return fall > 10 * changes[len(changes) // 2]
 
 
 @dataclass(frozen=True, slots=True)

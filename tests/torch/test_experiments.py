@@ -84,7 +84,7 @@ def test_a_half_learnt_batch_is_decided_by_longer_trainings() -> None:
         assert list(one.losses) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize(("update", "reached"), [(0.5, 0.1), (0.5, 0.6), (0.01, 0.35)])
+@pytest.mark.parametrize(("update", "reached"), [(0.5, 0.05), (0.5, 0.6), (0.01, 0.35)])
 def test_where_a_batch_or_its_steps_decide_nothing_is_waited_for(update: float, reached: float) -> None:
     assert _at_length(attempt(SGD, 3, lr=0.1)[0], brisk(update), reached) == ()
 

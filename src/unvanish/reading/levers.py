@@ -14,9 +14,13 @@ _FAR = 1.5  # times the constant predictor's loss: more than the noise between b
 def best_lever(flow: Flow, lever: str, *, above: float = 0.0, below: float = math.inf) -> Experiment | None:
     """The experiment with this lever, and a factor in (above, below), that helped most, if it clearly helped.
 
-    "Clearly": it removes at least 0.2 more of the constant predictor's loss than the unmoved program.
+    "Clearly": it removes at least 0.2 more of the constant predictor's loss than the unmoved program.  None where that
+    was tried and its loss has no bottom to measure by, as a policy's: then a lever's has none, either, but by chance.
     """
-    base = progress(flow) or 0.0
+    own = progress(flow)
+    if own is None and any(e.lever == "none" for e in flow.experiments):
+        return None
+    base = own or 0.0
     helped = [
         e
         for e in flow.experiments
