@@ -71,9 +71,7 @@ def test_progress_needs_a_bottom():
     density = [40.0 - 3 * i + noise.gauss(0, 0.5) for i in range(40)]
     assert Experiment("none", 1.0, (abs(policy[0]), *policy[1:])).progress is None
     assert Experiment("none", 1.0, tuple(density)).progress == 1.0
-    assert Experiment("none", 1.0, tuple(v / 100 for v in density[:12])).progress == pytest.approx(
-        0.75, abs=0.1
-    )
+    assert Experiment("none", 1.0, tuple(v / 100 for v in density[:12])).progress == pytest.approx(0.75, abs=0.1)
     helped = Experiment("learning-rate", 0.1, tuple(density))
     flow = replace(_flows.plain(), steps=(), experiments=(Experiment("none", 1.0, (0.01, *policy)), helped))
     assert reading.best_lever(flow, "learning-rate") is None
