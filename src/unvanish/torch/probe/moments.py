@@ -63,6 +63,10 @@ class MomentQueue:
         self._done: dict[int, Moments | None] = {}  # None: claimed, and to come
         self._scratch = Buffers()
 
+    def claimed(self, key: int) -> bool:
+        """Has somebody taken it upon himself to measure what goes by this key?"""
+        return key in self._done
+
     def claim(self, key: int) -> bool:
         """Is it the caller's turn to measure what goes by this key?  Only the first who asks is told so."""
         if key in self._done:

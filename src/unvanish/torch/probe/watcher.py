@@ -71,7 +71,7 @@ class Watcher(Scopes):
         self._observe(vertex, "_saved_self" if argument else "", _producer(vertex))
 
     def _observe(self, vertex: Vertex, attribute: str, number: int) -> None:
-        if attribute and readable(vertex) and self.claim(number):
+        if attribute and not self.moments.claimed(number) and readable(vertex) and self.claim(number):
             self.moments.add(number, getattr(vertex.node, attribute))
 
 
