@@ -469,3 +469,26 @@ def test_a_named_module_inside_and_a_wrapper_outside() -> None:
     assert clean("net._checkpoint_wrapped_module.fc") == "net.fc"
     assert clean("submodule.weight") == "submodule.weight"
     assert clean("module") == ""
+
+
+def test_facts_of_a_tensor_without_a_storage_are_facts() -> None:
+    """A sparse input has no address; that it needs no gradient is known all the same."""
+
+    class Sparse(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sparse.mm(x, self.weight)
+
+    model = Sparse()
+    probe = Probe(names_of(model), 2)
+    with probe.watching():
+        model(torch.eye(3).to_sparse())
+        with torch.no_grad():
+            model(torch.eye(3))
+    given, again = probe.scopes.calls
+    assert given.inputs == ((0, False),)
+    assert [needs for _, needs in given.outputs] == [True]
+    assert (given.trainable, given.grad_enabled, again.grad_enabled, again.outputs) == (True, True, False, ())

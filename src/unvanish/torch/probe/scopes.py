@@ -58,12 +58,12 @@ class Call:
     @property
     def inputs(self) -> tuple[TensorFacts, ...]:
         """Facts of each tensor among the arguments."""
-        return _unpacked(self.given or ())
+        return _unpacked(self.given)
 
     @property
     def outputs(self) -> tuple[TensorFacts, ...]:
         """Facts of each tensor in what it returned."""
-        return _unpacked(self.made or ())
+        return _unpacked(self.made)
 
 
 def _facts(value: Any) -> _Packed:
@@ -77,8 +77,8 @@ def _packed(tensor: Tensor) -> int:
     return 2 * _storage(tensor) + tensor.requires_grad
 
 
-def _unpacked(facts: _Packed) -> tuple[TensorFacts, ...]:
-    every = (facts,) if isinstance(facts, int) else facts
+def _unpacked(facts: _Packed | None) -> tuple[TensorFacts, ...]:
+    every = (facts,) if isinstance(facts, int) else facts or ()
     return tuple((one // 2, one % 2 == 1) for one in every)
 
 
