@@ -18,6 +18,9 @@ Kind = Literal[
     "other",
 ]
 Severity = Literal["low", "medium", "high"]
+# losses that measure how far predictions are from numbers
+DISTANCES = ("mse", "l1", "smooth_l1", "huber")
+
 Cause = Literal[
     "saturation",
     "dead-units",

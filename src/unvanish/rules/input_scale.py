@@ -10,7 +10,7 @@ from unvanish import reading
 from unvanish.rules import _flows
 from unvanish.types import Evidence, Experiment, Finding, Flow, InputView, LossView, Moments
 from unvanish.units import AbstractRule
-from unvanish.vocabulary import Cause
+from unvanish.vocabulary import DISTANCES, Cause
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class InputScale(AbstractRule):
 
     def _distance(self, flow: Flow, target: Moments) -> bool:
         """Are predictions compared with the targets' numbers?  So they are in a loss by hand (quantiles) that is as large."""
-        if flow.loss.kind in ("mse", "l1", "smooth_l1", "huber"):
+        if flow.loss.kind in DISTANCES:
             return True
         raw = flow.loss.kind == "other" and target.rms > self.gross_target
         return raw and flow.loss.value > self.grows * target.rms

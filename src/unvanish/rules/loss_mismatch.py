@@ -11,11 +11,10 @@ from unvanish import reading
 from unvanish.rules import _collapse, _feeding, _flows, _terms
 from unvanish.types import Evidence, Experiment, Finding, Flow, LossView, Moments, OptimizerView, Site, Snapshot, Step
 from unvanish.units import AbstractRule
-from unvanish.vocabulary import Cause
+from unvanish.vocabulary import DISTANCES, Cause
 
 _RANGES = {"sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "relu": (0.0, math.inf)}
-_DISTANCES = ("mse", "l1", "smooth_l1", "huber")
-_ERRORS = (*_DISTANCES, "cross_entropy", "bce", "bce_with_logits")  # never negative
+_ERRORS = (*DISTANCES, "cross_entropy", "bce", "bce_with_logits")  # never negative
 
 
 @dataclass(frozen=True)
@@ -189,7 +188,7 @@ class LossMismatch(AbstractRule):
                 )  # fmt: skip
                 return
         limits = _RANGES.get(loss.feeding or "")
-        if loss.kind not in (*_DISTANCES, "bce") or limits is None or loss.target_range is None:
+        if loss.kind not in (*DISTANCES, "bce") or limits is None or loss.target_range is None:
             return
         low, high = loss.target_range
         beyond = max(limits[0] - low, high - limits[1], 0.0)
@@ -203,7 +202,7 @@ class LossMismatch(AbstractRule):
 
     def _flat_loss(self, flow: Flow) -> Iterator[Finding]:
         loss = flow.loss
-        if loss.kind in _DISTANCES and (loss.output_saturated or 0) > self.saturated and not reading.learns(flow):
+        if loss.kind in DISTANCES and (loss.output_saturated or 0) > self.saturated and not reading.learns(flow):
             yield self._finding(
                 flow, 0.9, f"{100 * (loss.output_saturated or 0):.0f} % of the outputs of the last {loss.feeding} are saturated "
                 f"and the loss is {loss.kind}: its gradient carries the factor p(1-p), near zero even where the answer is "

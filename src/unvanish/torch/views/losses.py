@@ -20,13 +20,13 @@ from unvanish.torch.views.floors import Reading, constant_loss, floor_by_value, 
 from unvanish.torch.views.shapes import broadcast, reordered
 from unvanish.torch.views.smoothing import smoothed_floor
 from unvanish.types import LossView, Moments
+from unvanish.vocabulary import DISTANCES
 
 __all__ = ["constant_loss", "view_loss"]
 
 _REDUCTIONS = {0: "none", 1: "mean", 2: "sum"}
 _THROUGH = ("mean", "sum", "div", "mul", "neg", "add", "sub", "to_copy")
 _OF_PROBABILITIES = ("log", "add", "clamp", "clamp_min")
-_DISTANCES = ("mse", "l1", "smooth_l1", "huber")
 _SATURATED = 0.02  # a probability within this of 0 or 1 has a sigmoid slope below 8 % of its best
 
 
@@ -87,7 +87,7 @@ def _from_graph(view: LossView, graph: Graph, output: Tensor | None, target: Ten
 def _largest_target(readings: list[Reading]) -> Moments | None:
     """Of the terms that compare predictions with numbers."""
     targets = [
-        one.target for one in readings if one.kind in _DISTANCES and one.target is not None and one.target.numel()
+        one.target for one in readings if one.kind in DISTANCES and one.target is not None and one.target.numel()
     ]
     seen = [moments(target.detach(), _batch(target)) for target in targets]
     return max(seen, key=lambda one: one.rms, default=None)
