@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor, nn
 
@@ -46,40 +47,60 @@ def _name(module: nn.Module, name: str, names: Names) -> None:
                 _name(below, prefix + short, names)
 
 
-# path of a site, which call of it this is, the weight it uses, and whether it stands outside the network
-SiteName = tuple[str, int, str | None, bool]
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What the vertices of a graph are called, by index: columns, for thousands of rows would take memory.
+
+    ``paths`` of the sites, which of the ``calls`` of it this is, the weight it uses, and whether it stands outside the
+    network.
+    """
+
+    paths: list[str]
+    calls: list[int]
+    parameters: list[str | None]
+    outside: list[bool]
 
 
-class Namer:
-    """Turns owners (module calls) and weights into names, one vertex after the other."""
+def name_vertices(graph: Graph, scopes: Scopes, names: Names) -> Named:
+    """Turn owners (module calls) and weights into names."""
+    return _Namer(graph, scopes, names).named
+
+
+class _Namer:
+    """Names one vertex after the other."""
 
     def __init__(self, graph: Graph, scopes: Scopes, names: Names) -> None:
-        self._owners = scopes.owners([vertex.number for vertex in graph.vertices])[::-1]
-        self._paths: list[str] = []
-        self._modules = set(names.modules.values())
-        self._parameters = names.parameters
-        self._loss_from = max((call.end or 0 for call in scopes.calls if call.level == 0), default=0)
+        self.named = Named([], [], [], [])
+        self._names = names
         self._calls: dict[str, dict[str, int]] = {}  # op -> path -> how many so far
         self._many: dict[int, bool] = {}
+        loss_from = max((call.end or 0 for call in scopes.calls if call.level == 0), default=0)
+        owners = scopes.owners([vertex.number for vertex in graph.vertices])
+        for vertex, owner in zip(graph.vertices, owners, strict=True):
+            self._name(vertex, owner)
+            self.named.outside.append(owner is None and vertex.number >= loss_from > 0)
 
-    def name(self, vertex: Vertex) -> SiteName:
-        """The name of the next vertex; they come in forward order."""
-        owner = self._owners.pop()
+    def _name(self, vertex: Vertex, owner: Call | None) -> None:
         parameter = self._weight(vertex.parameters) if vertex.parameters else None
         path = self._path(vertex, owner, parameter)
-        self._paths.append(path)
         calls = self._calls.setdefault(vertex.op, {})
         call = calls.get(path, 0)
         if not vertex.hidden:
             calls[path] = call + 1
-        outside = owner is None and vertex.number >= self._loss_from > 0
-        return path, call, parameter, outside
+        self.named.paths.append(path)
+        self.named.calls.append(call)
+        self.named.parameters.append(parameter)
+
+    @cached_property
+    def _modules(self) -> set[str]:
+        """Paths of all modules."""
+        return set(self._names.modules.values())
 
     def _weight(self, parameters: tuple[Tensor, ...]) -> str | None:
         """Name of the weight: the first parameter that is a matrix and no bias, else the first."""
         first = None
         for parameter in parameters:
-            name = self._parameters.get(id(parameter))
+            name = self._names.parameters.get(id(parameter))
             if name is not None and parameter.dim() > 1 and not name.endswith("bias"):
                 return name
             first = first or name
@@ -93,7 +114,8 @@ class Namer:
             module = parameter.rpartition(".")[0].partition(_PARAMETRIZED)[0]
             return module if module and module in self._modules else parameter
         if vertex.hidden or vertex.kind in ("activation", "softmax", "other"):
-            near = next((self._paths[below.index] for below in vertex.below if self._paths[below.index]), "")
+            paths = self.named.paths
+            near = next((paths[below.index] for below in vertex.below if paths[below.index]), "")
             if vertex.hidden:
                 return near
             if near:

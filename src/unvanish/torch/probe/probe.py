@@ -25,7 +25,7 @@ from unvanish.torch.probe.arrivals import LOW_PRECISION, Arrivals
 from unvanish.torch.probe.collector import without_collector
 from unvanish.torch.probe.graph import Graph, Vertex, read_graph
 from unvanish.torch.probe.handmade import Handmade, become_sites, find_handmade
-from unvanish.torch.probe.naming import Namer, Names
+from unvanish.torch.probe.naming import Names, name_vertices
 from unvanish.torch.probe.norms import Norms
 from unvanish.torch.probe.recurrent import TimeWatch
 from unvanish.torch.probe.saved import kept_output
@@ -142,7 +142,7 @@ class Probe:
         units = self._units.finish()
         handmade = become_sites(graph, self._handmade)
         units.update((index, one.units) for index, one in handmade.items() if one.units is not None)
-        namer = Namer(graph, self.scopes, self._names)
+        named = name_vertices(graph, self.scopes, self._names)
         if self._alone:
             self.scopes.calls.clear()
         passed = self._arrivals.passed
@@ -152,7 +152,7 @@ class Probe:
         shown = [vertex.index for vertex in graph.vertices if not vertex.hidden]
         zeros, bad, logs = self._arrivals.zeros, self._norms.nonfinite, self._norms.logs()
         seen = Measured(self._forward, logs, passed, units, zeros, bad, self._counts, self._one_hot, slopes)
-        sites = describe(graph, namer.name, seen)
+        sites = describe(graph, named, seen)
         return sites, {site.order: units[index] for site, index in zip(sites, shown, strict=True) if index in units}
 
 

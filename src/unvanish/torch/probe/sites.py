@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -11,7 +10,7 @@ from unvanish import theory
 from unvanish.torch.probe.activations import Units
 from unvanish.torch.probe.frozen import maker
 from unvanish.torch.probe.graph import Graph, Vertex
-from unvanish.torch.probe.naming import SiteName
+from unvanish.torch.probe.naming import Named
 from unvanish.types import Moments, Site
 
 _site = maker(Site)
@@ -35,19 +34,19 @@ class Measured:
     log_slopes: dict[int, float]  # best slope of the activations that no table knows
 
 
-def describe(graph: Graph, name: Callable[[Vertex], SiteName], measured: Measured) -> tuple[Site, ...]:
+def describe(graph: Graph, named: Named, measured: Measured) -> tuple[Site, ...]:
     """The sites of a graph in forward order; its vertices are let go of, so that both are never there at once."""
     place = Topology(graph.vertices).place
     references = _references(graph, measured.log_slopes)
     forward, logs, passed = measured.forward, measured.logs, measured.passed
     lived, zeros, bad, counts = measured.units.get, measured.zeros.get, measured.nonfinite.get, measured.counts.get
     one_hot = measured.one_hot.get
+    paths, calls, parameters, outside = named.paths, named.calls, named.parameters, named.outside
     sites: list[Site] = []
     left = graph.vertices
     left.reverse()
     while left:
         vertex = left.pop()
-        path, call, parameter, outside = name(vertex)
         order, depth, reads = place(vertex)
         custom = vertex.custom
         vertex.node, vertex.below = None, ()  # lets go of the graph, and of the vertices before it
@@ -57,16 +56,16 @@ def describe(graph: Graph, name: Callable[[Vertex], SiteName], measured: Measure
         unit, slot = lived(index), passed[index]
         sites.append(
             _site(  # by position, in the order of Site's fields: keywords take three times as long
-                path,
+                paths[index],
                 vertex.op,
-                "loss" if outside and kind in ("other", "merge") else kind,
+                "loss" if outside[index] and kind in ("other", "merge") else kind,
                 order,
                 shape,
                 dtype,
                 depth,
-                call,
+                calls[index],
                 reads,
-                parameter,
+                parameters[index],
                 forward[index],
                 logs[index],
                 None if slot is None else logs[slot],

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from unvanish.torch.probe.graph import Graph, Vertex, read_graph
-from unvanish.torch.probe.naming import Namer, Names
+from unvanish.torch.probe.naming import Names, name_vertices
 from unvanish.torch.probe.saved import readable
 from unvanish.torch.probe.scopes import Scopes
 from unvanish.types import NonFinite
@@ -48,8 +48,6 @@ def find_birth(graph: Graph | None, scopes: Scopes, names: Names) -> NonFinite |
         target = getattr(vertex.node, "_saved_target", None) if vertex.kind == "loss" and readable(vertex) else None
         if isinstance(target, Tensor) and not _finite(target):
             return NonFinite("target", "data", "input", 0, _count(target))
-    namer = Namer(graph, scopes, names)
-    named = [namer.name(vertex) for vertex in graph.vertices]
     bad = _bad_outputs(graph)
     suspects = [v for v in graph.vertices if id(v) in bad] or [v for v in graph.vertices if v.op in _ENDLESS][-1:]
     if not suspects:
@@ -58,8 +56,8 @@ def find_birth(graph: Graph | None, scopes: Scopes, names: Names) -> NonFinite |
     inputs = _saved(first, outputs=False)
     if any(not _finite(tensor) for tensor in inputs) and first.raw_input:
         return NonFinite("input", "data", "input", 0, _range(inputs))
-    path, *_, outside = named[first.index]
-    return NonFinite("loss" if outside else path, first.op, "forward", 0, _range(inputs))
+    named = name_vertices(graph, scopes, names)
+    return NonFinite("loss" if named.outside[first.index] else named.paths[first.index], first.op, "forward", 0, _range(inputs))
 
 
 def find_birth_unwatched(loss: Tensor, names: Names) -> NonFinite | None:
