@@ -8,7 +8,7 @@ hand are read from the graph: one parameter used again and again, each time furt
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -26,7 +26,7 @@ _LOOP = 4  # uses of one parameter, each below the next, that make a loop over t
 class TimeWatch:
     """Measures dL/dx_t at every recurrent module of the network while a probe is active."""
 
-    def __init__(self, names: dict[int, str]) -> None:
+    def __init__(self, names: Mapping[int, str]) -> None:
         self.leaves: set[int] = set()
         self._names = names
         self._kept: list[Tensor] = []

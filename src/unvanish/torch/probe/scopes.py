@@ -6,7 +6,7 @@ a node's module is the innermost call whose interval holds its number: no tracin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -117,7 +117,7 @@ def clean(name: str) -> str:
 class Scopes:
     """Records module calls while active."""
 
-    def __init__(self, names: dict[int, str]) -> None:
+    def __init__(self, names: Mapping[int, str]) -> None:
         """``names`` maps id(module) to its path; modules not in it are ignored."""
         self.names = names
         self.calls: list[Call] = []

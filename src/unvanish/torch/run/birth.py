@@ -57,7 +57,9 @@ def find_birth(graph: Graph | None, scopes: Scopes, names: Names) -> NonFinite |
     if any(not _finite(tensor) for tensor in inputs) and first.raw_input:
         return NonFinite("input", "data", "input", 0, _range(inputs))
     named = name_vertices(graph, scopes, names)
-    return NonFinite("loss" if named.outside[first.index] else named.paths[first.index], first.op, "forward", 0, _range(inputs))
+    return NonFinite(
+        "loss" if named.outside[first.index] else named.paths[first.index], first.op, "forward", 0, _range(inputs)
+    )
 
 
 def find_birth_unwatched(loss: Tensor, names: Names) -> NonFinite | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -35,7 +35,7 @@ class Orphans:
     def __init__(self) -> None:
         self._kinds: dict[frozenset[int], _Passes] = {}
 
-    def hear(self, seen: Seen, names: dict[int, str], turn: int, held: Iterable[int]) -> None:
+    def hear(self, seen: Seen, names: Mapping[int, str], turn: int, held: Iterable[int]) -> None:
         """A backward pass is done.
 
         Args:

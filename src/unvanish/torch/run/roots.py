@@ -19,7 +19,7 @@ class Roots:
     """
 
     def __init__(self) -> None:
-        self.names = Names({}, {})
+        self._begin()
         self._roots: dict[str, weakref.ref[nn.Module]] = {}
         self._loose: dict[str, weakref.ref[Tensor]] = {}
         self._kinds: dict[str, tuple[bool, bool]] = {}
@@ -38,15 +38,15 @@ class Roots:
         name = find_name(tensor) or f"parameter{list(tensor.shape)}"
         key = self._free(name, self._loose)
         self._loose[key] = weakref.ref(tensor)
-        self.names.parameters[id(tensor)] = key
+        self._parameters[id(tensor)] = key
 
     def refresh(self) -> None:
         """Forget what is gone: Python gives its identity to the next object."""
-        self.names = Names({}, {})
+        self._begin()
         for key, root in self._alive().items():
             self._learn(key, root)
         self._loose = {key: ref for key, ref in self._loose.items() if ref() is not None}
-        self.names.parameters.update({id(ref()): key for key, ref in self._loose.items()})
+        self._parameters.update({id(ref()): key for key, ref in self._loose.items()})
 
     def parameters(self) -> dict[str, Tensor]:
         """All parameters by full name; a shared one under its first name."""
@@ -70,14 +70,19 @@ class Roots:
         networks = self.networks()
         return networks[0] if len(networks) == 1 and self._kinds[networks[0]][1] else None
 
+    def _begin(self) -> None:
+        self._modules: dict[int, str] = {}
+        self._parameters: dict[int, str] = {}
+        self.names = Names(self._modules, self._parameters)
+
     def _alive(self) -> dict[str, nn.Module]:
         return {key: root for key, ref in self._roots.items() if (root := ref()) is not None}
 
     def _learn(self, key: str, root: nn.Module) -> None:
         names = names_of(root)
         self._kinds[key] = (bool(names.parameters), next(root.children(), None) is not None)
-        self.names.modules.update({one: _join(key, path) for one, path in names.modules.items()})
-        self.names.parameters.update({one: _join(key, path) for one, path in names.parameters.items()})
+        self._modules.update({one: _join(key, path) for one, path in names.modules.items()})
+        self._parameters.update({one: _join(key, path) for one, path in names.parameters.items()})
 
     @staticmethod
     def _free(name: str, taken: dict[str, weakref.ref[nn.Module]] | dict[str, weakref.ref[Tensor]]) -> str:
