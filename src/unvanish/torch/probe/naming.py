@@ -60,14 +60,14 @@ def _name(module: nn.Module, name: str, modules: dict[int, str], parameters: dic
 class Named:
     """What the vertices of a graph are called, by index: columns, for thousands of rows would take memory.
 
-    ``paths`` of the sites, which of the ``calls`` of it this is, the weight it uses, and whether it stands outside the
-    network.
+    ``calls`` = which call of its path this is, where it is not the first; ``parameters`` the weight it uses;
+    ``outside`` those that stand outside the network.
     """
 
     paths: list[str]
-    calls: list[int]
+    calls: dict[int, int]
     parameters: list[str | None]
-    outside: list[bool]
+    outside: set[int]
 
 
 def name_vertices(graph: Graph, scopes: Scopes, names: Names) -> Named:
@@ -80,18 +80,20 @@ def name_vertices(graph: Graph, scopes: Scopes, names: Names) -> Named:
     paths = namer.paths
     for vertex, owner, parameter in zip(vertices, owners, parameters, strict=True):
         paths.append(namer.path(vertex, owner, parameter))
-    outside = [owner is None and vertex.number >= loss_from > 0 for vertex, owner in zip(vertices, owners, strict=True)]
+    strangers = (vertex for vertex, owner in zip(vertices, owners, strict=True) if owner is None)
+    outside = {vertex.index for vertex in strangers if vertex.number >= loss_from > 0}
     return Named(paths, _calls(vertices, paths), parameters, outside)
 
 
-def _calls(vertices: list[Vertex], paths: list[str]) -> list[int]:
-    """How many visible vertices of its op and path come before each."""
+def _calls(vertices: list[Vertex], paths: list[str]) -> dict[int, int]:
+    """How many visible vertices of its op and path come before each, where there are any."""
     seen: dict[str, dict[str, int]] = {}  # op -> path -> how many so far
-    calls: list[int] = []
+    calls: dict[int, int] = {}
     for vertex, path in zip(vertices, paths, strict=True):
         counts = seen.setdefault(vertex.op, {})
         call = counts.get(path, 0)
-        calls.append(call)
+        if call:
+            calls[vertex.index] = call
         if not vertex.hidden:
             counts[path] = call + 1
     return calls

@@ -58,7 +58,7 @@ def find_birth(graph: Graph | None, scopes: Scopes, names: Names) -> NonFinite |
         return NonFinite("input", "data", "input", 0, _range(inputs))
     named = name_vertices(graph, scopes, names)
     return NonFinite(
-        "loss" if named.outside[first.index] else named.paths[first.index], first.op, "forward", 0, _range(inputs)
+        "loss" if first.index in named.outside else named.paths[first.index], first.op, "forward", 0, _range(inputs)
     )
 
 
