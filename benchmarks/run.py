@@ -50,13 +50,17 @@ def trainings() -> list[Training]:
     """From the smallest step there is, where all that is added shows, to real ones."""
     tiny = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1))
     deep = nn.Sequential(*[part for _ in range(50) for part in (nn.Linear(256, 256), nn.ReLU())], nn.Linear(256, 1))
-    layer = nn.TransformerEncoderLayer(64, 4, 256, dropout=0.0, batch_first=True, norm_first=True)
-    gpt = nn.Sequential(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(64, 1))
     return [
         Training("tiny MLP", tiny, torch.randn(32, 16), rounds=100, skipped=280, timed=200),
         Training("MLP 50 x 256", deep, torch.randn(128, 256), rounds=8, skipped=24, timed=20),
-        Training("GPT-like, 2 x 64", gpt, torch.randn(8, 32, 64), rounds=25, skipped=55, timed=40),
+        Training("GPT-like, 2 x 64", gpt(2, 64), torch.randn(8, 32, 64), rounds=25, skipped=55, timed=40),
+        Training("GPT-like, 6 x 128", gpt(6, 128), torch.randn(8, 64, 128), rounds=8, skipped=24, timed=20),
     ]
+
+
+def gpt(layers: int, width: int) -> nn.Module:
+    layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
+    return nn.Sequential(nn.TransformerEncoder(layer, layers, enable_nested_tensor=False), nn.Linear(width, 1))
 
 
 def block(training: Training, how: Callable[[], AbstractContextManager[None]]) -> float:
