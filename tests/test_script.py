@@ -150,6 +150,7 @@ def test_a_sick_network_is_named_by_its_cause() -> None:
         ("sixteen_bit_pixels", "input-scale"),
         ("softmax_twice", "loss-mismatch"),
         ("detached_encoder", "disconnected"),
+        ("padding_mask_turned", "disconnected"),
         ("adam_one", "learning-rate-high"),
         ("schedule_at_zero", "learning-rate-low"),
         ("relu_standard_normal", "exploding"),

@@ -19,7 +19,7 @@ from unvanish.torch.run.hooks import watching
 from unvanish.torch.run.program import Program, execute, exit_code, load, show_traceback
 from unvanish.torch.run.stillborn import NOTE, broken_losses, stillborn, variables
 from unvanish.torch.run.track import Look, Track
-from unvanish.torch.run.trial import mixed, tried
+from unvanish.torch.run.trial import examined, tried
 from unvanish.torch.run.untrained import explained, processes_seconds
 from unvanish.torch.run.watch import Enough, Watch
 from unvanish.types import Flow
@@ -180,9 +180,8 @@ def _diagnose(track: Track, tracks: list[Track], watch: Watch, seconds: float) -
     sound = flow.nonfinite is None or flow.nonfinite.step > 0  # else no lever is to blame
     if track.trial is not None and len(tracks) == 1 and sound and affordable:
         try:
-            made = tried(track.trial, flow, rates if all(rates) else ())
-            flow = replace(flow, experiments=made)
-            flow = replace(flow, mixed=mixed(track.trial))
+            flow = replace(flow, experiments=tried(track.trial, flow, rates if all(rates) else ()))
+            flow = examined(track.trial, flow)
         except Exception as error:  # whatever the user's network raises; the training seen is judged all the same
             notes = [*notes, f"the first batch could not be trained on again: {type(error).__name__}: {error}"]
     diagnosis = judge(flow)

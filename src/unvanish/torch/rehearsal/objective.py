@@ -170,6 +170,20 @@ def call(model: nn.Module, inputs: Any) -> Any:
     return model(*inputs) if several else model(inputs)
 
 
+def inputs_of(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    """What ``call`` makes this very call of; None for no arguments, or for some whose names cannot be told."""
+    if not keywords or not args:
+        several = args if len(args) != 1 or not isinstance(args[0], Tensor) else args[0]
+        return keywords or (None if args == () else several)
+    try:
+        signature = inspect.signature(model.forward)
+        named = signature.bind_partial(*args).arguments
+    except (TypeError, ValueError):
+        return None
+    plain = all(signature.parameters[name].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for name in named)
+    return {**named, **keywords} if plain else None
+
+
 def labelled(model: nn.Module, batch: Any) -> Any:
     """What a model that makes its own loss is called with: of ({names: inputs}, target), the inputs with their labels.
 

@@ -26,6 +26,7 @@ from unvanish.torch.rehearsal.objective import Objective, main_tensor
 from unvanish.torch.run.quiet import unheard
 from unvanish.torch.views.floors import constant_loss
 from unvanish.torch.views.mixing import mixed_at
+from unvanish.torch.views.padding import only_padding
 from unvanish.types import Experiment, Flow, LossView
 
 _LARGEST = 50_000_000  # parameters of a model that is still copied
@@ -109,7 +110,7 @@ def tried(trial: Trial, flow: Flow, rates: tuple[float, ...] = (), steps: int = 
     """
     batch, (model, optimizer, _) = trial.batch, trial.work
     objective = _objective(batch)
-    data = batch.inputs if batch.target is None else (batch.inputs, batch.target)
+    data = _data(batch)
     assert optimizer is not None, "copied with the model"
     full = _set_rates(optimizer, rates)
     with preserved_randomness(), torch.enable_grad(), unheard():
@@ -122,13 +123,16 @@ def tried(trial: Trial, flow: Flow, rates: tuple[float, ...] = (), steps: int = 
         )
 
 
-def mixed(trial: Trial) -> str | None:
-    """The first module, if any, at which the samples of the first batch read one another."""
-    batch = trial.batch
-    if batch.target is None:
-        return None
+def examined(trial: Trial, flow: Flow) -> Flow:
+    """The flow with what other numbers in the first batch show: samples that read one another, padding that is read."""
+    model, objective, data = trial.work.model, _objective(trial.batch), _data(trial.batch)
     with preserved_randomness(), torch.enable_grad(), unheard():
-        return mixed_at(trial.work.model, _objective(batch), (batch.inputs, batch.target))
+        mixed = None if trial.batch.target is None else mixed_at(model, objective, data)
+        return replace(flow, mixed=mixed, cuts=(*flow.cuts, *only_padding(model, objective, data)))
+
+
+def _data(batch: Batch) -> Any:
+    return batch.inputs if batch.target is None else (batch.inputs, batch.target)
 
 
 def _objective(batch: Batch) -> Objective:

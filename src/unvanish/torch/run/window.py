@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from unvanish.torch.probe.graph import Graph, read_graph
 from unvanish.torch.probe.probe import Probe
+from unvanish.torch.rehearsal.objective import inputs_of
 from unvanish.torch.run.birth import find_birth
 from unvanish.torch.run.forward import Entered, Forward
 from unvanish.torch.run.outputs import Outputs
@@ -102,9 +103,9 @@ class Window:
     def _batch(self, entered: Entered, graph: Graph, loss: LossView) -> Batch | None:
         """Enough of this call to make it again."""
         call, args, keywords = entered
-        if call is not self._forward.entered[-1][0] or bool(args) == bool(keywords):
+        inputs = inputs_of(call.module, args, keywords)
+        if call is not self._forward.entered[-1][0] or inputs is None:
             return None
-        inputs = keywords or (args[0] if len(args) == 1 else args)
         return batch_of(call.module, inputs, self._forward.scopes.output, graph, loss, self._forward.target)
 
     def _batch_size(self, before: Before) -> int | None:
