@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,10 +30,11 @@ _autograd: Any = torch.autograd
 
 
 @dataclass(slots=True)
-class _Count:
-    """How many such numbers were met, and whether the program also asks how probable they are."""
+class _Met:
+    """How many such numbers were met, and whether the program also asks how probable its samples are."""
 
-    met: int = 0
+    derivatives: int = 0
+    samples: int = 0
     scored: bool = False
 
 
@@ -43,42 +44,37 @@ class _Run:
 
     loss: float
     fed: tuple[tuple[str, float], ...]
-    count: _Count
+    met: _Met
 
 
 def lost_histories(model: nn.Module, goal: Objective, batch: Any) -> tuple[Cut, ...]:
     """Derivatives without a graph in the loss, and samples without a gradient on their way into a layer."""
-    found = (_lost_derivative(model, goal, batch), _lost_sample(model, goal, batch))
-    return tuple(cut for cut in found if cut is not None)
+    plain = _run(model, goal, batch)
+    met = plain.met
+    if not (met.derivatives or met.samples) or not _alike(plain, _run(model, goal, batch)):
+        return ()
+    derivative = _lost_derivative(plain, _run(model, goal, batch, derivatives=_FACTOR)) if met.derivatives else None
+    sample = _lost_sample(plain, _run(model, goal, batch, samples=_FACTOR)) if met.samples else None
+    return tuple(cut for cut in (derivative, sample) if cut is not None)
 
 
-def _lost_derivative(model: nn.Module, goal: Objective, batch: Any) -> Cut | None:
+def _lost_derivative(plain: _Run, moved: _Run) -> Cut | None:
     """Derivatives by data that enter the loss; one that becomes an input, as an adversarial step does, may be plain."""
-    trial = _trial(model, goal, batch, _derivatives)
-    if trial is None or _first_changed(*trial) is not None:
+    if _close(plain.loss, moved.loss) or _first_changed(plain, moved) is not None:
         return None
     return Cut("loss", "create_graph", (), "the loss depends on a derivative that has no graph of its own")
 
 
-def _lost_sample(model: nn.Module, goal: Objective, batch: Any) -> Cut | None:
+def _lost_sample(plain: _Run, moved: _Run) -> Cut | None:
     """Samples that a layer is given; with a policy's, the loss asks for their probability, which has a gradient."""
-    trial = _trial(model, goal, batch, _samples)
-    if trial is None or trial[0].count.scored:
+    after = _first_changed(plain, moved)
+    if plain.met.scored or after is None or _close(plain.loss, moved.loss):
         return None
-    after = _first_changed(*trial)
-    return None if after is None else Cut(after, "sample", (), f"what {after} is given was drawn by sample()")
+    return Cut(after, "sample", (), f"what {after} is given was drawn by sample()")
 
 
-def _trial(
-    model: nn.Module, goal: Objective, batch: Any, tamper: Callable[[float], AbstractContextManager[_Count]]
-) -> tuple[_Run, _Run] | None:
-    """The program as it is and with the numbers changed, where there are any and the loss depends on them."""
-    plain = _run(model, goal, batch, tamper(1.0))
-    if not plain.count.met:
-        return None
-    again, moved = (_run(model, goal, batch, tamper(factor)) for factor in (1.0, _FACTOR))
-    steady = _close(plain.loss, again.loss) and _first_changed(plain, again) is None
-    return (plain, moved) if steady and not _close(plain.loss, moved.loss) else None
+def _alike(one: _Run, other: _Run) -> bool:
+    return _close(one.loss, other.loss) and _first_changed(one, other) is None
 
 
 def _first_changed(one: _Run, other: _Run) -> str | None:
@@ -91,12 +87,14 @@ def _close(one: float, other: float) -> bool:
     return math.isclose(one, other, rel_tol=_SAME, abs_tol=1e-30)
 
 
-def _run(model: nn.Module, goal: Objective, batch: Any, tampered: AbstractContextManager[_Count]) -> _Run:
+def _run(model: nn.Module, goal: Objective, batch: Any, *, derivatives: float = 1.0, samples: float = 1.0) -> _Run:
+    """A pass on a copy, with the numbers multiplied by these factors."""
     work, trained = copy_of(model, None, goal)
     fed: list[tuple[str, float]] = []
-    with preserved_randomness(), _watched(work.model, fed), tampered as count:
+    met = _Met()
+    with preserved_randomness(), _watched(work.model, fed), _derivatives(met, derivatives), _samples(met, samples):
         loss = float(trained.run(work.model, fresh(batch)).detach())
-    return _Run(loss, tuple(fed), count)
+    return _Run(loss, tuple(fed), met)
 
 
 @contextmanager
@@ -121,38 +119,38 @@ def _watched(model: nn.Module, fed: list[tuple[str, float]]) -> Iterator[None]:
 
 
 @contextmanager
-def _derivatives(factor: float) -> Iterator[_Count]:
+def _derivatives(met: _Met, factor: float) -> Iterator[None]:
     """Multiply what ``torch.autograd.grad`` returns for data without a graph.
 
     It and ``backward`` go through one function of their module, which ``from torch.autograd import grad`` uses as well.
     """
-    count, original = _Count(), _autograd._engine_run_backward
+    original = _autograd._engine_run_backward
 
     def engine(outputs: Any, gradients: Any, keep: Any, create: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         found = original(outputs, gradients, keep, create, inputs, *args, **kwargs)
         if create or kwargs.get("accumulate_grad") or any(isinstance(one, nn.Parameter) for one in inputs):
             return found
-        count.met += 1
+        met.derivatives += 1
         return tuple(one if one is None else one * factor for one in found)
 
     _autograd._engine_run_backward = engine
     try:
-        yield count
+        yield
     finally:
         _autograd._engine_run_backward = original
 
 
 @contextmanager
-def _samples(factor: float) -> Iterator[_Count]:
+def _samples(met: _Met, factor: float) -> Iterator[None]:
     """Multiply what ``sample()`` returns where ``rsample()`` would have had a gradient to pass on."""
-    count, kinds = _Count(), list(_kinds(Distribution))
+    kinds = list(_kinds(Distribution))
     originals = [
         (kind, name, vars(kind)[name]) for kind in kinds for name in ("sample", "log_prob") if name in vars(kind)
     ]
     for kind, name, original in originals:
-        setattr(kind, name, (_drawing if name == "sample" else _scoring)(original, count, factor))
+        setattr(kind, name, (_drawing if name == "sample" else _scoring)(original, met, factor))
     try:
-        yield count
+        yield
     finally:
         for kind, name, original in originals:
             setattr(kind, name, original)
@@ -164,20 +162,20 @@ def _kinds(kind: type[Distribution]) -> Iterator[type[Distribution]]:
         yield from _kinds(below)
 
 
-def _drawing(original: Callable[..., Any], count: _Count, factor: float) -> Callable[..., Any]:
+def _drawing(original: Callable[..., Any], met: _Met, factor: float) -> Callable[..., Any]:
     def sample(self: Distribution, *args: Any, **kwargs: Any) -> Any:
         drawn = original(self, *args, **kwargs)
         if not (torch.is_grad_enabled() and self.has_rsample and _trains(self)) or not drawn.is_floating_point():
             return drawn
-        count.met += 1
+        met.samples += 1
         return drawn * factor
 
     return sample
 
 
-def _scoring(original: Callable[..., Any], count: _Count, _factor: float) -> Callable[..., Any]:
+def _scoring(original: Callable[..., Any], met: _Met, _factor: float) -> Callable[..., Any]:
     def log_prob(self: Distribution, *args: Any, **kwargs: Any) -> Any:
-        count.scored = count.scored or _trains(self)
+        met.scored = met.scored or _trains(self)
         return original(self, *args, **kwargs)
 
     return log_prob
