@@ -51,6 +51,32 @@ def test_every_number_of_a_plain_mlp(activation: str) -> None:
     assert [s.op for s in sites[9:]] == ["log_softmax", "nll"]
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_on_sequences_shows_what_the_view_at_its_end_does(bias: bool) -> None:
+    model = nn.Sequential(nn.Linear(5, 8, bias), nn.Tanh(), nn.Linear(8, 6, bias), nn.Flatten(), nn.Linear(24, 3))
+    x, y = torch.randn(9, 4, 5), torch.randint(3, (9,))
+    expected = output_gradients(double(model), lambda m: F.cross_entropy(m(x.double()), y))
+    sites = watch(model, lambda m: F.cross_entropy(m(x), y), 9)
+    for name in ("0", "1", "2", "4"):
+        value, gradient = expected[name][0]
+        check_moments(site(sites, name), value)
+        close(site(sites, name).log_grad_out, ln(gradient))
+
+
+def test_a_view_changed_in_place_is_not_what_was_viewed() -> None:
+    class Doubling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(5, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x).transpose(1, 2).mul_(2.0)  # type: ignore[no-any-return]
+
+    model, x = nn.Sequential(Doubling(), nn.Flatten(), nn.Linear(32, 1)), torch.randn(9, 4, 5)
+    sites = watch(model, lambda m: m(x).square().mean(), 9)
+    assert site(sites, "0.inner").forward is None  # not the doubled numbers
+
+
 def check_moments(s: Site, value: Tensor) -> None:
     array = value.numpy()
     assert s.forward is not None

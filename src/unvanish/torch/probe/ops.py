@@ -71,8 +71,8 @@ LOSSES = {
     "MultiMarginLoss": "multi_margin",
     "MultilabelMarginLoss": "multilabel_margin",
 }
-# views and copies: the gradient's L2 norm is the same on both sides
-ISOMETRIES = {
+# the same numbers, arranged anew
+VIEWS = {
     "View",
     "UnsafeView",
     "ReshapeAlias",
@@ -85,8 +85,11 @@ ISOMETRIES = {
     "Unsqueeze",
     "Clone",
     "Alias",
-    "ToCopy",
     "Flatten",
+}
+# these and copies: the gradient's L2 norm is the same on both sides
+ISOMETRIES = VIEWS | {
+    "ToCopy",
     "AsStrided",
     "Copy",
     "CopySlices",

@@ -27,12 +27,13 @@ from unvanish.torch.probe.graph import Graph, Vertex, read_graph
 from unvanish.torch.probe.handmade import Handmade, become_sites, find_handmade
 from unvanish.torch.probe.naming import Names, name_vertices
 from unvanish.torch.probe.norms import Norms
+from unvanish.torch.probe.ops import VIEWS
 from unvanish.torch.probe.recurrent import TimeWatch
 from unvanish.torch.probe.saved import kept_output
 from unvanish.torch.probe.sites import Measured, describe, merge_units, normalized_count
 from unvanish.torch.probe.softmax import one_hot_share, softmax_axis
 from unvanish.torch.probe.watcher import Watcher
-from unvanish.types import Site
+from unvanish.types import Moments, Site
 
 __all__ = ["LOW_PRECISION", "Probe", "merge_units"]
 
@@ -106,6 +107,7 @@ class Probe:
                     self._counts[index] = None if (axis := softmax_axis(vertex)) is None else vertex.shape[axis]
             self._units.finish()  # before the backward pass: what waits would stay alive through it
             self._forward = self.scopes.moments.take([vertex.number for vertex in self.graph.vertices])
+            _look_through_views(self.graph.vertices, self._forward)
             if self._alone:
                 self.scopes.moments.clear()
             self._arrivals = Arrivals(self._norms)
@@ -154,6 +156,14 @@ class Probe:
         seen = Measured(self._forward, logs, passed, units, zeros, bad, self._counts, self._one_hot, slopes)
         sites = describe(graph, named, seen)
         return sites, {site.order: units[index] for site, index in zip(sites, shown, strict=True) if index in units}
+
+
+def _look_through_views(vertices: list[Vertex], forward: list[Moments | None]) -> None:
+    """What a view shows is what it is a view of: a linear layer on sequences puts one out."""
+    for vertex in reversed(vertices):
+        if vertex.hidden and forward[vertex.index] is not None and vertex.stem in VIEWS and vertex.below:
+            source = vertex.below[0].index
+            forward[source] = forward[source] or forward[vertex.index]
 
 
 def _after_convolution(vertex: Vertex) -> bool:
