@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from unvanish import reading
 from unvanish.rules import _flows
+from unvanish.rules._drowned import drowned, flow_with_code
 from unvanish.types import Evidence, Experiment, Finding, Flow, InputView, LossView, Moments
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import DISTANCES, Cause
@@ -25,6 +26,9 @@ class InputScale(AbstractRule):
     harmless.
 
     Inputs that are one and the same for all samples (a file that failed to load, a scale of 0) hold nothing to learn from.
+
+    Inside of the network it is the same where a position code, a time step or an offset, which do not differ between
+    samples, is added to a signal far smaller.
 
     Cure: standardise per feature, (x - mean) / std over the training set; divide pixels by 255; take logs of long-tailed
     quantities; scale regression targets and scale predictions back.
@@ -57,7 +61,7 @@ class InputScale(AbstractRule):
     def check(self, flow: Flow) -> Finding | None:
         if flow.nonfinite is not None and flow.nonfinite.direction == "input":
             return None
-        return self._alike(flow) or self._inputs(flow) or self._targets(flow)
+        return self._alike(flow) or self._inputs(flow) or self._targets(flow) or self._drowned(flow)
 
     def _alike(self, flow: Flow) -> Finding | None:
         """Nothing in the inputs tells one sample from another."""
@@ -192,6 +196,30 @@ class InputScale(AbstractRule):
             source=self.source,
         )
 
+    def _drowned(self, flow: Flow) -> Finding | None:
+        found = None if reading.learns(flow) else drowned(flow)
+        if found is None:
+            return None
+        told, place, name = 100 * found.after, found.at.label, found.signal.label
+        return Finding(
+            cause=self.cause,
+            where=reading.names((found.signal, found.at)),
+            confidence=0.85,
+            severity="high",
+            evidence=(
+                Evidence("what differs between samples, before the sum", 100 * found.before, "%", "above 20 %"),
+                Evidence("the same after it", told, "%", "above 5 %"),
+                *reading.learning_evidence(flow),
+            ),
+            message=(
+                f"What is added to {name} is the same for all samples, and so much larger that {told:.2g} % of the sum at {place} "
+                "still differs between them. Expected: both of one size. Make what is added smaller (a position code of the "
+                f"embeddings' size), or multiply {name} by the square root of its width."
+            ),
+            remedies=(f"scale {name} up, or what is added to it down, to one size", "or concatenate the two"),
+            source="Vaswani et al. 2017, arXiv:1706.03762, section 3.4",
+        )
+
     def _distance(self, flow: Flow, target: Moments) -> bool:
         """Are predictions compared with the targets' numbers?  So they are in a loss by hand (quantiles) that is as large."""
         if flow.loss.kind in DISTANCES:
@@ -209,6 +237,8 @@ class InputScale(AbstractRule):
             _flows.plain(inputs=(InputView("input", (64, 12), "int64"),), stuck=True),
             _flows.plain(inputs=(usual, cls._constant()), stuck=True),
             _flows.plain(inputs=(cls._constant(),)),
+            flow_with_code(0.1),
+            replace(flow_with_code(0.004), experiments=_flows.plain().experiments),
         )
 
     @staticmethod
@@ -232,4 +262,5 @@ class InputScale(AbstractRule):
             _flows.plain(inputs=(raw,), loss=LossView(1e22)),
             _flows.lever(_flows.plain(stuck=True, loss=prices), "targets-standardized"),
             _flows.plain(stuck=True, loss=replace(prices, kind="other", value=9e4, floor=None)),
+            flow_with_code(0.004),
         )
