@@ -175,7 +175,8 @@ class LossView:
     ``reordered`` = the shapes before and after a view that exchanges axes, where only a permute may; ``term`` = the
     kind of the only one of several terms whose constant prediction is known, None where there is no such one;
     ``term_level`` = what it gives, in units of what that prediction would; ``term_share`` = what it gives beside all
-    terms (without a factor that the user put on it; None where it is reduced by hand).
+    terms (without a factor that the user put on it; None where it is reduced by hand); ``limits`` = between which the
+    program itself keeps what the loss reads (clamp, hardtanh).
     """
 
     value: float
@@ -200,6 +201,7 @@ class LossView:
     term: str | None = None
     term_level: float | None = None
     term_share: float | None = None
+    limits: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

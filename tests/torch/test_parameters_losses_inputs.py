@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -290,6 +291,40 @@ def test_sum_of_terms_has_no_floor_of_one_of_them() -> None:
 def test_softmax_before_cross_entropy_is_seen() -> None:
     view = seen(net(4), lambda o, y: F.cross_entropy(o.softmax(1), y), torch.randn(7, 4), CLASSES).loss
     assert (view.kind, view.feeding) == ("cross_entropy", "softmax")
+
+
+@pytest.mark.parametrize(
+    ("guard", "op"),
+    [
+        (lambda o: o.softmax(1).clamp(1e-7, 1 - 1e-7), "softmax"),
+        (lambda o: o.softmax(1) + 1e-8, "softmax"),
+        (lambda o: (o.sigmoid() + 1e-8).clamp(max=1.0), "sigmoid"),
+        (lambda o: o.clamp(0, 1), "clamp"),
+        (lambda o: o + 1e-8, "add"),
+        (lambda o: o.softmax(1) + o.sigmoid(), "add"),
+    ],
+)
+def test_what_keeps_probabilities_away_from_zero_is_looked_through(guard: Any, op: str) -> None:
+    view = seen(net(4), lambda o, y: F.cross_entropy(guard(o), y), torch.randn(7, 4), CLASSES).loss
+    assert (view.kind, view.feeding) == ("cross_entropy", op)
+
+
+@pytest.mark.parametrize(
+    ("limit", "limits"),
+    [
+        (lambda o: o.clamp(-1, 2.5), (-1.0, 2.5)),
+        (F.hardtanh, (-1.0, 1.0)),
+        (lambda o: F.hardtanh(o, -3, 4), (-3.0, 4.0)),
+        (lambda o: torch.clip(o, -2, 2).unsqueeze(0).squeeze(0), (-2.0, 2.0)),
+        (lambda o: o.clamp(min=0), None),
+        (lambda o: o.clamp(torch.tensor(-1.0), torch.tensor(1.0)), None),
+        (torch.tanh, None),
+        (lambda o: o, None),
+    ],
+)
+def test_limits_that_the_program_sets(limit: Any, limits: tuple[float, float] | None) -> None:
+    view = seen(net(4), lambda o, y: F.cross_entropy(limit(o), y), torch.randn(7, 4), CLASSES).loss
+    assert view.limits == limits
 
 
 def test_sigmoid_before_mse_is_seen_and_its_saturation_counted() -> None:

@@ -5,19 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from unvanish.types import Flow
+from unvanish.types import Flow, LossView
 
 _LOGARITHMS = ("log_softmax", "log", "log_sigmoid", "logsumexp", "where", "")
 _BOUNDED = 0.3  # nats that a perfect answer keeps
+_RANGES = {"sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "relu": (0.0, math.inf)}
 
 Fault = tuple[float, str, str]
+Limits = tuple[float, float]
+
+
+def limits(loss: LossView) -> Limits | None:
+    """Between which what the loss reads must lie."""
+    return loss.limits or _RANGES.get(loss.feeding or "")
 
 
 def wrongly_fed(flow: Flow) -> Iterator[Fault]:
     """Of every term of the loss, and of a softmax before it that runs over the batch."""
     loss = flow.loss
     for kind, feeding in loss.parts or ((loss.kind, loss.feeding or ""),):
-        yield from _of_classes(kind, feeding, loss.classes or 1)
+        yield from _of_classes(kind, feeding)
+        yield from _bounded(kind, feeding, loss.classes or 1, _RANGES.get(feeding) if loss.parts else limits(loss))
         yield from _of_probabilities(kind, feeding)
     if loss.normalized_axis == 0 and len(loss.output_shape or ()) > 1 and (flow.batch_size or 0) > 1:
         yield (
@@ -29,7 +37,7 @@ def wrongly_fed(flow: Flow) -> Iterator[Fault]:
         )
 
 
-def _of_classes(kind: str, feeding: str, classes: int) -> Iterator[Fault]:
+def _of_classes(kind: str, feeding: str) -> Iterator[Fault]:
     """Losses that take raw logits."""
     if kind == "cross_entropy" and feeding in ("softmax", "sigmoid"):
         yield (
@@ -46,19 +54,26 @@ def _of_classes(kind: str, feeding: str, classes: int) -> Iterator[Fault]:
             "softmax.",
             "remove the softmax before the loss, or pass probabilities as Categorical(probs=...)",
         )
-    kept = math.log1p((classes - 1) * math.exp(-2))
-    if kind == "cross_entropy" and feeding == "tanh" and kept > _BOUNDED:
-        yield (
-            0.88,
-            f"CrossEntropyLoss is given the output of a tanh: all logits lie in [-1, 1], and with {classes} classes even a "
-            f"perfect answer keeps a loss of {kept:.2g}. Expected: raw logits. Remove the tanh.",
-            "remove the tanh before the loss",
-        )
     if kind == "bce_with_logits" and feeding in ("softmax", "sigmoid"):
         yield (
             0.97,
             f"BCEWithLogitsLoss is given the output of a {feeding}. It expects raw logits and applies the "
             f"sigmoid itself, so probabilities stay in [0.5, 0.73]. Remove the {feeding}, or use BCELoss.",
+            f"remove the {feeding} before the loss",
+        )
+
+
+def _bounded(kind: str, feeding: str, classes: int, between: Limits | None) -> Iterator[Fault]:
+    """Logits that can never be far enough apart for a sure answer."""
+    if kind != "cross_entropy" or between is None or feeding in ("softmax", "sigmoid"):
+        return
+    low, high = between
+    kept = math.log1p((classes - 1) * math.exp(low - high))
+    if kept > _BOUNDED:
+        yield (
+            0.88,
+            f"CrossEntropyLoss is given the output of a {feeding}: all logits lie in [{low:.4g}, {high:.4g}], and with {classes} "
+            f"classes even a perfect answer keeps a loss of {kept:.2g}. Expected: raw logits. Remove the {feeding}.",
             f"remove the {feeding} before the loss",
         )
 

@@ -13,7 +13,6 @@ from unvanish.types import Evidence, Experiment, Finding, Flow, LossView, Moment
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import DISTANCES, Cause
 
-_RANGES = {"sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "relu": (0.0, math.inf)}
 _ERRORS = (*DISTANCES, "cross_entropy", "bce", "bce_with_logits")  # never negative
 
 
@@ -187,7 +186,7 @@ class LossMismatch(AbstractRule):
                     "scale the targets to [0, 1]",
                 )  # fmt: skip
                 return
-        limits = _RANGES.get(loss.feeding or "")
+        limits = _feeding.limits(loss)
         if loss.kind not in (*DISTANCES, "bce") or limits is None or loss.target_range is None:
             return
         low, high = loss.target_range
@@ -300,6 +299,7 @@ class LossMismatch(AbstractRule):
         ]
         flows = [replace(base, loss=replace(base.loss, kind=kind, feeding=op)) for kind, op in fed]
         flows.append(replace(base, loss=replace(base.loss, feeding="tanh", classes=2)))
+        flows.append(replace(base, loss=replace(base.loss, feeding="clamp", limits=(-50.0, 50.0))))
         flows.append(replace(base, loss=replace(base.loss, kind="other", terms=2, parts=tuple(fed))))
         flows.append(replace(base, loss=replace(base.loss, kind="bce_with_logits", target_range=(0.0, 1.0))))
         flows.append(replace(base, loss=replace(base.loss, kind="hinge", target_range=(-1.0, 1.0))))
@@ -356,6 +356,8 @@ class LossMismatch(AbstractRule):
             replace(loss, kind="other", terms=2, parts=(("mse", "linear"), ("cross_entropy", "softmax"))),
             replace(loss, feeding="linear", normalized_axis=0, output_shape=(64, 10)),
             replace(loss, feeding="tanh"),
+            replace(loss, feeding="clamp", limits=(-1.0, 1.0)),
+            replace(loss, kind="mse", feeding="hardtanh", limits=(-1.0, 1.0), target_range=(-2.0, 3.0)),
         )
         sure = Site(
             "critic.3", "sigmoid", "activation", 9, (64, 1), log_grad_out=-2.0, log_grad_in=-11.5, reference=math.log(0.25),

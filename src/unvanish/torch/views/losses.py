@@ -26,7 +26,9 @@ __all__ = ["constant_loss", "view_loss"]
 
 _REDUCTIONS = {0: "none", 1: "mean", 2: "sum"}
 _THROUGH = ("mean", "sum", "div", "mul", "neg", "add", "sub", "to_copy")
-_OF_PROBABILITIES = ("log", "add", "clamp", "clamp_min")
+_GUARDS = ("add", "clamp", "clamp_min", "clamp_max")
+_OF_PROBABILITIES = ("log", *_GUARDS)
+_LIMITS = {"Clamp": ("_saved_min", "_saved_max"), "Hardtanh": ("_saved_min_val", "_saved_max_val")}
 _SATURATED = 0.02  # a probability within this of 0 or 1 has a sigmoid slope below 8 % of its best
 
 
@@ -136,7 +138,15 @@ def read_loss(vertex: Vertex) -> Reading:
         target = getattr(vertex.node, "_saved_target", None)
     if kind == "nll" and reads is not None and reads.op == "log_softmax":
         kind, reads = "cross_entropy", _site_below(reads)
-    return Reading(vertex, kind, reads, saved, target, axis)
+    return Reading(vertex, kind, _past_guards(reads), saved, target, axis)
+
+
+def _past_guards(vertex: Vertex | None) -> Vertex | None:
+    """The softmax or sigmoid whose output was kept away from 0 and 1 by limits or a small constant; else what it is."""
+    below = vertex
+    while below is not None and below.op in _GUARDS and len(below.below) == 1:
+        below = _site_below(below)
+    return below if below is not None and below.op in ("softmax", "sigmoid") else vertex
 
 
 def _normalized_axis(vertex: Vertex | None) -> int | None:
@@ -162,7 +172,15 @@ def _feeding(root: Vertex | None) -> Vertex | None:
 
 
 def _fed(vertex: Vertex | None) -> dict[str, Any]:
-    return {} if vertex is None else {"feeding": vertex.op}
+    return {} if vertex is None else {"feeding": vertex.op, "limits": _limits(vertex)}
+
+
+def _limits(vertex: Vertex) -> tuple[float, float] | None:
+    """Of an op that is given limits; those that are tensors may differ from place to place."""
+    low, high = (getattr(vertex.node, name, None) for name in _LIMITS.get(vertex.stem, ("", "")))
+    if not isinstance(low, int | float) or not isinstance(high, int | float):
+        return None
+    return float(low), float(high)
 
 
 def _with_target(view: LossView, target: Tensor) -> LossView:
