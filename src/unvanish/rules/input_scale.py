@@ -90,7 +90,7 @@ class InputScale(AbstractRule):
 
     def _inputs(self, flow: Flow) -> Finding | None:
         odd = [view for view in flow.inputs if self._odd(view)]
-        beyond = bool(odd) and self._beyond(flow, odd[0])
+        beyond = bool(odd) and (self._beyond(flow, odd[0]) or (self._gross(odd[0]) and self._falls_only(flow)))
         if not odd or ((reading.progress(flow) or 0.0) >= self.enough and not beyond):
             return None
         view, helped = odd[0], reading.best_lever(flow, "inputs-standardized")
@@ -143,6 +143,12 @@ class InputScale(AbstractRule):
         assert view.moments is not None, "only measured inputs are odd"
         energy = view.moments.rms**2 * view.moments.count / (flow.batch_size or 1)
         return flow.loss.floor is None and flow.loss.value > self.beyond * max(1.0, energy)
+
+    def _falls_only(self, flow: Flow) -> bool:
+        """Is a fall from the height to which raw numbers throw a loss without a known bottom all there is to see?"""
+        first = reading.activations(flow)[:1]
+        flat = any((s.saturated or 0.0) >= self.flat for s in first)
+        return flat and flow.loss.kind == "other" and flow.loss.floor is None and flow.loss.value > self.beyond
 
     def _slow(self, flow: Flow) -> bool:
         """In training, on changing batches, next to nothing of the constant predictor's loss is removed."""
@@ -260,6 +266,9 @@ class InputScale(AbstractRule):
             _flows.with_site(stuck, 1, saturated=0.99),
             _flows.with_site(by_heart, 1, saturated=0.99, forward=Moments(2048, 1.0, 0.1, 1e-3)),
             _flows.plain(inputs=(raw,), loss=LossView(1e22)),
+            replace(
+                _flows.with_site(_flows.plain(inputs=(raw,), loss=LossView(3e5)), 1, saturated=0.97), experiments=()
+            ),
             _flows.lever(_flows.plain(stuck=True, loss=prices), "targets-standardized"),
             _flows.plain(stuck=True, loss=replace(prices, kind="other", value=9e4, floor=None)),
             flow_with_code(0.004),

@@ -42,6 +42,9 @@ class LearningRateHigh(AbstractRule):
     dead: float = 0.85
     heavy: float = 0.97
     looks: int = 3  # at gradients that were never taken away; one or two may be an accumulation over batches
+    rush: float = 0.05  # of the weights' size, the median step
+    begun: int = 10
+    twice: int = 2
     many: int = 6  # such looks: no accumulation lasts as long
     cause: ClassVar[Cause] = "learning-rate-high"
     title: ClassVar[str] = "steps so large that they destroy what was learnt"
@@ -85,7 +88,13 @@ class LearningRateHigh(AbstractRule):
         if largest > self.update and self._killed(flow):
             dead = "rectifiers that fired at the start are dead after some steps of this size"
             return self._finding(flow, None, 0.82, dead)
-        return self._finding(flow, None, 0.7, "the loss runs away") if wild and not flow.experiments else None
+        return None if flow.experiments else self._unproven(flow, wild=wild)
+
+    def _unproven(self, flow: Flow, *, wild: bool) -> Finding | None:
+        """What only the user's own training shows."""
+        if self._rushes(flow):
+            return self._finding(flow, None, 0.75, "steps stay as large, and little is learnt")
+        return self._finding(flow, None, 0.7, "the loss runs away") if wild else None
 
     def _piles_up(self, flow: Flow) -> bool:
         """Was the gradient of the steps before still there at every step looked at, in a training that could go better?"""
@@ -164,6 +173,11 @@ class LearningRateHigh(AbstractRule):
         own = flow.origin == "run" and not flow.others and len(flow.steps) >= self.long and flow.loss.floor is not None
         return own and (reading.trains(flow) or 0.0) < self.half
 
+    def _rushes(self, flow: Flow) -> bool:
+        """Do steps go on changing most weights by far more than is usual, in a training that comes to little?"""
+        late = [step.update_ratio or 0.0 for step in flow.steps if step.index >= self.begun]
+        return self._limps(flow) and sum(ratio > self.rush for ratio in late) >= self.twice
+
     def _flattened(self, flow: Flow) -> bool:
         """Did layers that stood on their slope at the start go flat altogether, so that the weights now stand?"""
         if (
@@ -211,6 +225,7 @@ class LearningRateHigh(AbstractRule):
             _flows.plain(stuck=True),
             _flows.lever(_flows.plain(stuck=True), "learning-rate", 100.0),
             replace(_flows.plain(), steps=cls._kept(stuck=False, shares=(0.9, 0.9, 0.9))),  # it learns all the same
+            cls._rushing(0.02),
             replace(_flows.plain(), steps=cls._kept(stuck=False, shares=(0.9,) * 8) + _flows.plain().steps[-1:] * 10),
             replace(_flows.plain(), steps=cls._kept(stuck=False, shares=(0.9,) * 3)[:20]),  # is it an accumulation?
             replace(_flows.plain(stuck=True), steps=cls._kept(stuck=True, shares=(0.9, 0.0, 0.9, 0.9))),  # accumulated
@@ -235,6 +250,7 @@ class LearningRateHigh(AbstractRule):
             seen,
             struck,
             replace(_flows.plain(), origin="run", steps=cls._thrown(0.6)),
+            cls._rushing(0.1),
             replace(seen, steps=(replace(leap, largest_update_ratio=9.0), *still), snapshots=(flat,)),
             _flows.lever(idle, "learning-rate-in-training", 0.1),
             replace(_flows.plain(), steps=cls._kept(stuck=True, shares=(0.5, 0.7, 0.9))),
@@ -265,6 +281,12 @@ class LearningRateHigh(AbstractRule):
         small = tuple(replace(p, log_weight=(p.log_weight or 0.0) - math.log(100)) for p in base.parameters)
         later = Snapshot(20, base.sites, small)
         return replace(base, optimizer=OptimizerView("Adam", (1e-3,), weight_decay=decay), snapshots=(later,))
+
+    @staticmethod
+    def _rushing(ratio: float) -> Flow:
+        """A long training of the user's that comes to nothing; every tenth step was looked at."""
+        steps = tuple(Step(i, _flows.FLOOR, 0.0, None if i % 10 else ratio) for i in range(100))
+        return replace(_flows.plain(stuck=True), origin="run", steps=steps, experiments=())
 
     @staticmethod
     def _kept(*, stuck: bool, shares: tuple[float, ...]) -> tuple[Step, ...]:
