@@ -261,5 +261,52 @@ def halves(sick):
             optimizer.step()
 
 
+class Coder(nn.Module):
+    """A variational autoencoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8))
+        self.decoder = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 16))
+
+    def forward(self, x):
+        mean, log_variance = self.encoder(x).chunk(2, dim=1)
+        code = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
+        return self.decoder(code), mean, log_variance
+
+
+def outweighed(sick):
+    """The divergence is summed; beside it the error is averaged over all pixels, or summed, too."""
+    net, mix = Coder(), torch.randn(3, 16) / 3**0.5
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    for _ in range(230):
+        x = torch.randn(64, 3) @ mix
+        shown, mean, log_variance = net(x)
+        divergence = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(1).mean()
+        error = FUNCTIONAL.mse_loss(shown, x)
+        loss = (error if sick else 16 * error) + (divergence if sick else 0.1 * divergence)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def raw_coordinates(sick):
+    """u'' = -(pi / L)^2 sin(pi x / L) on a rod, whose places are in millimetres."""
+    net, length = nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1)), 500.0
+    optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
+    for _ in range(230):
+        place = torch.rand(64, 1).requires_grad_()
+        x = place * length
+        u = net(x if sick else place)
+        first = torch.autograd.grad(u.sum(), place, create_graph=True)[0]
+        second = torch.autograd.grad(first.sum(), place, create_graph=True)[0]
+        ends = torch.tensor([[0.0], [length if sick else 1.0]])
+        residual = second + torch.pi**2 * torch.sin(torch.pi * place)
+        loss = residual.square().mean() + 100 * net(ends).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]](sys.argv[2] == "sick")

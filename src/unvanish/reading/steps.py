@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from unvanish.types import Flow, Parameter, Step
 
 _FIRST = 12  # steps
+_LATE = 100  # steps, after which a term that is learnt at all shows it
+UNLEARNT = 0.9  # of what the best constant answer gives
 # ops that are undefined or infinite somewhere inside the range of floats
 UNDEFINED = (
     *("log", "log2", "log10", "log1p", "logit", "xlogy", "sqrt", "rsqrt", "reciprocal", "norm", "linalg_vector_norm"),
@@ -57,6 +59,17 @@ def last_parameters(flow: Flow) -> dict[str, Parameter]:
     """Parameters as they were at the latest look."""
     latest = flow.snapshots[-1].parameters if flow.snapshots else flow.parameters
     return {p.name: p for p in latest}
+
+
+def late_terms(flow: Flow) -> list[float]:
+    """Of one of several terms, late in the user's own training: what it gives, in units of the best constant answer."""
+    return [step.term for step in flow.steps if step.term is not None and step.index >= _LATE]
+
+
+def term_stands(flow: Flow) -> bool:
+    """Is this term not learnt at all, late in the user's training?"""
+    late = late_terms(flow)
+    return len(late) >= 2 and min(late) > UNLEARNT and max(late) < math.inf
 
 
 def grew(steps: Sequence[Step], factor: float = 3.0) -> bool:

@@ -7,8 +7,8 @@ import math
 from unvanish import reading
 from unvanish.types import Flow
 
-_UNLEARNT, _LEARNT = 0.9, 0.6  # of what the best constant answer gives: left with the other terms, and without
-_LATE, _TWICE = 100, 2  # steps after which a term that is learnt at all shows it, and looks at it there
+_LEARNT = 0.6  # of what the best constant answer gives, without the other terms
+_TWICE = 2  # looks at it, late
 _SMALL = 0.2  # of the loss at the start: when it falls, it is the others that do
 _FELL = 0.5
 _CLASSES = ("cross_entropy", "nll")  # of a small batch with many classes the best constant answer knows too much
@@ -20,7 +20,7 @@ def learnt_alone(flow: Flow) -> tuple[float, str] | None:
     if (
         whole is None
         or alone is None
-        or not _UNLEARNT < reading.level(whole) < math.inf
+        or not reading.UNLEARNT < reading.level(whole) < math.inf
         or reading.level(alone) > _LEARNT
     ):
         return None
@@ -30,22 +30,34 @@ def learnt_alone(flow: Flow) -> tuple[float, str] | None:
     )
 
 
+def falls_alone(flow: Flow) -> tuple[float, str] | None:
+    """It stands, as the whole loss does, in the user's own training, and falls where it is trained on alone."""
+    whole, alone = (next((e for e in flow.experiments if e.lever == lever), None) for lever in ("term", "term-alone"))
+    if whole is not None or alone is None or reading.level(alone) > _LEARNT or not reading.term_stands(flow):
+        return None
+    if (reading.trains(flow) or 0.0) >= _FELL:
+        return None
+    return 0.85, (
+        f"late in the training it is {reading.late_terms(flow)[-1]:.3g} times what the best constant answer gives, and with the "
+        f"other terms left out the same network takes {100 * (1 - reading.level(alone)):.0f} % off that on one batch"
+    )
+
+
 def falls_without(flow: Flow) -> tuple[float, str] | None:
     """It stands, and the loss falls, in the user's own training, of which nothing could be left out."""
-    late = [step for step in flow.steps if step.term is not None and step.index >= _LATE]
+    late = reading.late_terms(flow)
     fallen, share = reading.trains(flow) or 0.0, flow.loss.term_share
-    learnt = any((step.term or 0.0) < 1 for step in late)
     if (
         flow.experiments
         or flow.loss.term in _CLASSES
         or len(late) < _TWICE
-        or learnt
+        or min(late) < 1
         or share is None
         or share >= _SMALL
         or fallen < _FELL
     ):
         return None
     return 0.7, (
-        f"at step {late[-1].index} it is {late[-1].term:.3g} times what the best constant answer gives, although the loss has "
+        f"late in the training it is {late[-1]:.3g} times what the best constant answer gives, although the loss has "
         f"fallen by {100 * fallen:.0f} %"
     )

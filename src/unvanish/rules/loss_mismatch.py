@@ -221,7 +221,7 @@ class LossMismatch(AbstractRule):
 
     def _outweighed(self, flow: Flow) -> Iterator[Finding]:
         """One of several terms is not learnt, and is where it stands alone; or it is not, while the whole falls."""
-        proof = _terms.learnt_alone(flow) or _terms.falls_without(flow)
+        proof = _terms.learnt_alone(flow) or _terms.falls_alone(flow) or _terms.falls_without(flow)
         if proof is not None:
             confidence, seen = proof
             yield self._finding(
@@ -314,6 +314,9 @@ class LossMismatch(AbstractRule):
         for level, share in ((0.9, 0.05), (1.02, 0.7)):
             one = replace(several, term_share=share)
             flows.append(replace(base, loss=one, experiments=(), steps=_looked_at(level), origin="run"))
+        for level, alone in ((0.8, _learnt("term-alone")), (1.01, replace(still, lever="term-alone"))):
+            steps = _looked_at(level, math.inf)
+            flows.append(replace(base, loss=several, experiments=(alone,), steps=steps, origin="run"))
         flows.append(cls._attending(6))
         for kind, end, stands in (("other", 0.1, True), ("other", 1e-5, False), ("mse", 1e-5, True)):
             flows.append(_growing_alike(replace(base, loss=replace(base.loss, kind=kind)), end, stands=stands))
@@ -377,10 +380,18 @@ class LossMismatch(AbstractRule):
         )  # fmt: skip
         mixed = replace(_flows.plain(), mixed="lstm")
         small = replace(outweighed.loss, term_share=0.05)
+        stands = replace(
+            falling,
+            loss=outweighed.loss,
+            experiments=(_learnt("term-alone"),),
+            steps=_looked_at(1.01, math.inf),
+            origin="run",
+        )
         trained = replace(falling, loss=small, experiments=(), steps=_looked_at(1.02), origin="run")
         alike = _growing_alike(replace(_flows.plain(), loss=replace(loss, kind="other", floor=None)), 1e-5, stands=True)
         return (
             *(replace(base, loss=one) for one in changed),
+            stands,
             replace(base, optimizer=OptimizerView("SGD", (0.1,), maximize=True)),
             cls._negative("neg"),
             cls._attending(64),
@@ -408,10 +419,10 @@ def _growing_alike(flow: Flow, end: float, *, stands: bool) -> Flow:
     return replace(flow, sites=looks[0], snapshots=later, steps=steps)
 
 
-def _looked_at(level: float) -> tuple[Step, ...]:
-    """A training whose loss falls; looked at, one of its terms has come to this level."""
+def _looked_at(level: float, time: float = 50.0) -> tuple[Step, ...]:
+    """A training whose loss falls in this many steps; looked at, one of its terms has come to this level."""
     looks = {0: 3.0, 100: level, 200: level}
-    return tuple(Step(i, 2.3 * math.exp(-i / 50), -1.0, 1e-2, 1e-2, term=looks.get(i)) for i in range(201))
+    return tuple(Step(i, 2.3 * math.exp(-i / time), -1.0, 1e-2, 1e-2, term=looks.get(i)) for i in range(201))
 
 
 def _learnt(lever: Literal["term", "term-alone"]) -> Experiment:

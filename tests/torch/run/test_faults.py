@@ -47,6 +47,8 @@ def findings(folder: Path, *arguments: str, steps: int | None = None) -> tuple[i
         ("decay", "learning-rate-high", "optimizer"),
         ("game", "disconnected", "generator"),
         ("halves", "disconnected", "encoder"),
+        ("outweighed", "loss-mismatch", "loss"),
+        ("raw_coordinates", "input-scale", "input"),
     ],
 )
 def test_a_fault_is_found_and_its_healthy_twin_left_in_peace(

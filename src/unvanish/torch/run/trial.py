@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from unvanish.reading import LEARNS
+from unvanish import reading
 from unvanish.torch.probe.graph import Graph
 from unvanish.torch.probe.saved import readable
 from unvanish.torch.rehearsal.attempt import Attempt
@@ -43,12 +43,13 @@ _LOSSES: dict[str, Callable[..., Tensor]] = {
 
 @dataclass(slots=True)
 class Batch:
-    """One call of one network, and the loss that was made of its output."""
+    """One call of one network, and the loss that was made of its output; ``part``: it is one term of several."""
 
     module: nn.Module
     inputs: Any
     target: Tensor | None
     loss: LossView
+    part: bool = False
 
 
 @dataclass(slots=True)
@@ -80,11 +81,12 @@ def batch_of(
             value, mean = (float(_rebuilt(loss.kind, how)(read.detach(), target)) for how in (loss.reduction, "mean"))
     except (RuntimeError, ValueError, IndexError):
         return None
-    if not _same(value, loss.value):
+    part = not _same(value, loss.value)
+    if part and not math.isclose(value, loss.value * (loss.term_share or 0.0), rel_tol=1e-3):
         return None
     floor = constant_loss(loss.kind, target)
     floor = floor * value / mean if floor is not None and mean else floor
-    return Batch(module, _cloned(inputs), target.detach().clone(), replace(loss, value=value, floor=floor))
+    return Batch(module, _cloned(inputs), target.detach().clone(), replace(loss, value=value, floor=floor), part)
 
 
 def keep(batch: Batch, optimizer: Optimizer) -> Trial | None:
@@ -113,18 +115,20 @@ def tried(trial: Trial, flow: Flow, rates: tuple[float, ...] = (), steps: int = 
     data = _data(batch)
     assert optimizer is not None, "copied with the model"
     full = _set_rates(optimizer, rates)
+    attempt = Attempt(model, optimizer, objective, [data], steps, batch.loss.floor)
     with preserved_randomness(), torch.enable_grad(), unheard():
+        if batch.part:
+            return (replace(attempt.run(), lever="term-alone"),) if reading.term_stands(flow) else ()
         made = experiments(model, optimizer, objective, [data], replace(flow, loss=batch.loss), steps)
-        if full < _FAR or (made[0].progress or 0.0) >= LEARNS:
+        if full < _FAR or (made[0].progress or 0.0) >= reading.LEARNS:
             return made
-        return (
-            *made,
-            *Attempt(model, optimizer, objective, [data], steps, batch.loss.floor).tried("learning-rate", full),
-        )
+        return (*made, *attempt.tried("learning-rate", full))
 
 
 def examined(trial: Trial, flow: Flow) -> Flow:
     """The flow with what other numbers in the first batch show: samples that read one another, padding that is read."""
+    if trial.batch.part:
+        return flow
     model, objective, data = trial.work.model, _objective(trial.batch), _data(trial.batch)
     with preserved_randomness(), torch.enable_grad(), unheard():
         mixed = None if trial.batch.target is None else mixed_at(model, objective, data)
