@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from unvanish.types import Flow, Parameter, Step
 
 _FIRST = 12  # steps
-_LATE = 100  # steps, after which a term that is learnt at all shows it
+_LATE, _TWICE = 100, 2  # steps after which a term that is learnt at all shows it, and looks at it there
 UNLEARNT = 0.9  # of what the best constant answer gives
 # ops that are undefined or infinite somewhere inside the range of floats
 UNDEFINED = (
@@ -62,14 +62,18 @@ def last_parameters(flow: Flow) -> dict[str, Parameter]:
 
 
 def late_terms(flow: Flow) -> list[float]:
-    """Of one of several terms, late in the user's own training: what it gives, in units of the best constant answer."""
-    return [step.term for step in flow.steps if step.term is not None and step.index >= _LATE]
+    """Of one of several terms, late in the user's training: what it gives, in units of the best constant answer.
+
+    Two numbers or more, or none.
+    """
+    late = [step.term for step in flow.steps if step.term is not None and step.index >= _LATE]
+    return late if len(late) >= _TWICE else []
 
 
 def term_stands(flow: Flow) -> bool:
     """Is this term not learnt at all, late in the user's training?"""
     late = late_terms(flow)
-    return len(late) >= 2 and min(late) > UNLEARNT and max(late) < math.inf
+    return bool(late) and min(late) > UNLEARNT and max(late) < math.inf
 
 
 def grew(steps: Sequence[Step], factor: float = 3.0) -> bool:

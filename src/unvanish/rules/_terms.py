@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 from unvanish import reading
-from unvanish.types import Flow
+from unvanish.types import Experiment, Flow
 
 _LEARNT = 0.6  # of what the best constant answer gives, without the other terms
-_TWICE = 2  # looks at it, late
 _SMALL = 0.2  # of the loss at the start: when it falls, it is the others that do
 _FELL = 0.5
 _CLASSES = ("cross_entropy", "nll")  # of a small batch with many classes the best constant answer knows too much
@@ -16,7 +15,7 @@ _CLASSES = ("cross_entropy", "nll")  # of a small batch with many classes the be
 
 def learnt_alone(flow: Flow) -> tuple[float, str] | None:
     """It stands with the others, and falls where it is trained on alone."""
-    whole, alone = (next((e for e in flow.experiments if e.lever == lever), None) for lever in ("term", "term-alone"))
+    whole, alone = _tried(flow)
     if (
         whole is None
         or alone is None
@@ -32,7 +31,7 @@ def learnt_alone(flow: Flow) -> tuple[float, str] | None:
 
 def falls_alone(flow: Flow) -> tuple[float, str] | None:
     """It stands, as the whole loss does, in the user's own training, and falls where it is trained on alone."""
-    whole, alone = (next((e for e in flow.experiments if e.lever == lever), None) for lever in ("term", "term-alone"))
+    whole, alone = _tried(flow)
     if whole is not None or alone is None or reading.level(alone) > _LEARNT or not reading.term_stands(flow):
         return None
     if (reading.trains(flow) or 0.0) >= _FELL:
@@ -44,13 +43,14 @@ def falls_alone(flow: Flow) -> tuple[float, str] | None:
 
 
 def falls_without(flow: Flow) -> tuple[float, str] | None:
-    """It stands, and the loss falls, in the user's own training, of which nothing could be left out."""
+    """It stands, and the loss falls, in the user's own training, which could not be made again without the others."""
     late = reading.late_terms(flow)
+    otherwise = [one for one in flow.experiments if one.lever != "term-alone" or reading.level(one) > _LEARNT]
     fallen, share = reading.trains(flow) or 0.0, flow.loss.term_share
     if (
-        flow.experiments
+        otherwise
         or flow.loss.term in _CLASSES
-        or len(late) < _TWICE
+        or not late
         or min(late) < 1
         or share is None
         or share >= _SMALL
@@ -61,3 +61,9 @@ def falls_without(flow: Flow) -> tuple[float, str] | None:
         f"late in the training it is {late[-1]:.3g} times what the best constant answer gives, although the loss has "
         f"fallen by {100 * fallen:.0f} %"
     )
+
+
+def _tried(flow: Flow) -> tuple[Experiment | None, Experiment | None]:
+    """The trainings in which the term was followed, with the others and without them."""
+    made = {one.lever: one for one in flow.experiments}
+    return made.get("term"), made.get("term-alone")

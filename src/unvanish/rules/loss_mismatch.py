@@ -315,8 +315,10 @@ class LossMismatch(AbstractRule):
             one = replace(several, term_share=share)
             flows.append(replace(base, loss=one, experiments=(), steps=_looked_at(level), origin="run"))
         for level, alone in ((0.8, _learnt("term-alone")), (1.01, replace(still, lever="term-alone"))):
-            steps = _looked_at(level, math.inf)
-            flows.append(replace(base, loss=several, experiments=(alone,), steps=steps, origin="run"))
+            for time in (50.0, math.inf):
+                one = replace(several, term_share=0.05)
+                steps = _looked_at(level, time)
+                flows.append(replace(base, loss=one, experiments=(alone,), steps=steps, origin="run"))
         flows.append(cls._attending(6))
         for kind, end, stands in (("other", 0.1, True), ("other", 1e-5, False), ("mse", 1e-5, True)):
             flows.append(_growing_alike(replace(base, loss=replace(base.loss, kind=kind)), end, stands=stands))
@@ -388,10 +390,12 @@ class LossMismatch(AbstractRule):
             origin="run",
         )
         trained = replace(falling, loss=small, experiments=(), steps=_looked_at(1.02), origin="run")
+        learnt = replace(trained, experiments=(_learnt("term-alone"),))
         alike = _growing_alike(replace(_flows.plain(), loss=replace(loss, kind="other", floor=None)), 1e-5, stands=True)
         return (
             *(replace(base, loss=one) for one in changed),
             stands,
+            learnt,
             replace(base, optimizer=OptimizerView("SGD", (0.1,), maximize=True)),
             cls._negative("neg"),
             cls._attending(64),

@@ -172,9 +172,10 @@ def call(model: nn.Module, inputs: Any) -> Any:
 
 def inputs_of(model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
     """What ``call`` makes this very call of; None for no arguments, or for some whose names cannot be told."""
-    if not keywords or not args:
-        several = args if len(args) != 1 or not isinstance(args[0], Tensor) else args[0]
-        return keywords or (None if args == () else several)
+    if not args:
+        return keywords or None
+    if not keywords:
+        return args[0] if len(args) == 1 and isinstance(args[0], Tensor) else args
     try:
         signature = inspect.signature(model.forward)
         named = signature.bind_partial(*args).arguments
