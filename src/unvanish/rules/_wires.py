@@ -54,8 +54,13 @@ def _bypassed(flow: Flow, site: Site) -> bool:
 
 
 def starved(flow: Flow) -> list[Site]:
-    """Layers whose output gets a gradient, and whose weight gets exactly none."""
-    by_name = {p.name: p for p in reading.trainable(flow) if len(p.shape) > 1}  # a bias may cancel in the loss
+    """Layers whose output gets a gradient, and whose weight gets exactly none, at no look.
+
+    At first only the places may get one at which the input is still zero, such as a decoder's empty slots.
+    """
+    later = {p.name for look in flow.snapshots for p in look.parameters if p.log_grad not in (None, -math.inf)}
+    trained = [p for p in reading.trainable(flow) if len(p.shape) > 1 and p.name not in later]
+    by_name = {p.name: p for p in trained}  # of matrices: a bias may cancel in the loss
     layers = [s for s in reading.body(flow) if s.parameter in by_name and s.kind != "recurrent"]
     return [s for s in layers if by_name[s.parameter or ""].log_grad == -math.inf and _given(s)]
 

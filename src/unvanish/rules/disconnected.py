@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from unvanish import reading
 from unvanish.rules import _flows, _histories, _wires
-from unvanish.types import Cut, Evidence, Finding, Flow, Parameter, Site, Step
+from unvanish.types import Cut, Evidence, Finding, Flow, Parameter, Site, Snapshot, Step
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
 
@@ -272,6 +272,7 @@ class Disconnected(AbstractRule):
                 parameters=tuple(_flows.parameter(f"layers.{2 * i}.weight", log_grad=-math.inf) for i in range(1, 8)),
             ),
             _cancelling_bias(),
+            _without_gradient(later=-2.0),
             _flows.plain(
                 parameters=(*base.parameters, deliberate),
                 cuts=(Cut("generator", "detach", ("generator",), "detached"),),
@@ -301,6 +302,7 @@ class Disconnected(AbstractRule):
             replace(base, parameters=(unlisted,)),
             replace(base, sites=(*base.sites, _own_function(-math.inf))),
             replace(base, parameters=tuple(replace(p, log_grad=-math.inf) for p in base.parameters)),
+            _without_gradient(later=-math.inf),
             replace(
                 _flows.plain(),
                 cuts=(Cut("actor.0", _wires.OPTIMIZER, ("actor.0", "actor.2"), "no optimizer holds them"),),
@@ -311,6 +313,13 @@ class Disconnected(AbstractRule):
 def _slowly() -> tuple[Step, ...]:
     """A training that removes a third of the loss."""
     return tuple(Step(i, _flows.FLOOR * (1 - i / 150)) for i in range(60))
+
+
+def _without_gradient(later: float) -> Flow:
+    """At the first look no matrix gets a gradient, at a later one each has this."""
+    base = _flows.plain(stuck=True)
+    first, then = (tuple(replace(p, log_grad=log) for p in base.parameters) for log in (-math.inf, later))
+    return replace(base, parameters=first, snapshots=(Snapshot(10, base.sites, then),))
 
 
 def _cancelling_bias() -> Flow:
