@@ -103,8 +103,7 @@ class Window:
     def _batch(self, entered: Entered, graph: Graph, loss: LossView) -> Batch | None:
         """Enough of this call to make it again."""
         call, args, keywords = entered
-        inputs = inputs_of(call.module, args, keywords)
-        if call is not self._forward.entered[-1][0] or inputs is None:
+        if call is not self._forward.entered[-1][0] or (inputs := inputs_of(call.module, args, keywords)) is None:
             return None
         return batch_of(call.module, inputs, self._forward.scopes.output, graph, loss, self._forward.target)
 

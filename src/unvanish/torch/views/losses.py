@@ -143,17 +143,21 @@ def read_loss(vertex: Vertex) -> Reading:
 
 def _past_guards(vertex: Vertex | None) -> Vertex | None:
     """The softmax or sigmoid whose output was kept away from 0 and 1 by limits or a small constant; else what it is."""
-    below = vertex
-    while below is not None and below.op in _GUARDS and len(below.below) == 1:
-        below = _site_below(below)
+    below = _past(vertex, _GUARDS)
     return below if below is not None and below.op in ("softmax", "sigmoid") else vertex
 
 
 def _normalized_axis(vertex: Vertex | None) -> int | None:
     """Of the softmax whose output this is, or its logarithm, kept away from zero or not."""
-    while vertex is not None and vertex.op in _OF_PROBABILITIES and len(vertex.below) == 1:
-        vertex = _site_below(vertex)
+    vertex = _past(vertex, _OF_PROBABILITIES)
     return None if vertex is None else softmax_axis(vertex)
+
+
+def _past(vertex: Vertex | None, ops: tuple[str, ...]) -> Vertex | None:
+    """The first op from here down that is none of these, or reads several things."""
+    while vertex is not None and vertex.op in ops and len(vertex.below) == 1:
+        vertex = _site_below(vertex)
+    return vertex
 
 
 def _site_below(vertex: Vertex) -> Vertex | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +9,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from unvanish.torch.zoo._case import Program, sick
 from unvanish.torch.zoo._data import pixels, table
+from unvanish.torch.zoo._equation import misfit
 
 # mypy: disable-error-code="no-any-return"
 
@@ -22,13 +21,7 @@ def plain_derivative(ill: bool) -> Program:
     model = nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1))
 
     def objective(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """u'' = -pi^2 sin(pi x) with u = 0 at both ends."""
-        x, ends = batch[0].clone().requires_grad_(), batch[1]
-        u = net(x)
-        first = torch.autograd.grad(u.sum(), x, create_graph=True)[0]
-        second = torch.autograd.grad(first.sum(), x, create_graph=not ill, retain_graph=True)[0]
-        residual = second + math.pi**2 * torch.sin(math.pi * x)
-        return residual.square().mean() + 100 * net(ends).square().mean()
+        return misfit(net, batch, 100, lost=ill)
 
     batches = [(torch.rand(64, 1), torch.tensor([[0.0], [1.0]])) for _ in range(12)]
     return Program(model, batches, torch.optim.Adam(model.parameters(), lr=1e-2), objective=objective)

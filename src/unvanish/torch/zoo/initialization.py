@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from unvanish.torch.zoo._case import Program, sick
 from unvanish.torch.zoo._data import digits, table
+from unvanish.torch.zoo._equation import misfit
 
 # mypy: disable-error-code="no-any-return"
 
@@ -222,12 +223,7 @@ def tiny_weights_in_equation(ill: bool) -> Program:
             nn.init.zeros_(layer.bias)
 
     def objective(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """u'' = -pi^2 sin(pi x) with u = 0 at both ends."""
-        x, ends = batch[0].clone().requires_grad_(), batch[1]
-        first = torch.autograd.grad(net(x).sum(), x, create_graph=True)[0]
-        second = torch.autograd.grad(first.sum(), x, create_graph=True)[0]
-        residual = second + torch.pi**2 * torch.sin(torch.pi * x)
-        return residual.square().mean() + 10 * net(ends).square().mean()
+        return misfit(net, batch, 10)
 
     batches = [(2 * torch.rand(64, 1) - 1, torch.tensor([[-1.0], [1.0]])) for _ in range(12)]
     return Program(model, batches, torch.optim.Adam(model.parameters(), lr=2e-3), objective=objective)
