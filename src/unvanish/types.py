@@ -273,7 +273,8 @@ class Experiment:
     ``lever`` is "none" (the user's own setting), "learning-rate", "learning-rate-in-training" (on changing batches),
     "learning-rate-level" (all groups have the largest of them),
     "eps" and "weight-decay" (the optimizer's), "dropout" (its modules' probability), "inputs-standardized",
-    "targets-standardized" or "float32" (all weights and data in full precision); ``factor`` what it was multiplied by.
+    "targets-standardized", "logits" (what cross-entropy reads) or "float32" (all weights and data in full precision);
+    ``factor`` what it was multiplied by.
     ``floor`` is the constant predictor's loss on that batch.
     "term" is the user's own setting too, with the losses of one term of several; so is "term-alone", where this term
     alone is trained on.
@@ -289,6 +290,7 @@ class Experiment:
         "dropout",
         "inputs-standardized",
         "targets-standardized",
+        "logits",
         "float32",
         "term",
         "term-alone",

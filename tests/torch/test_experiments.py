@@ -67,6 +67,25 @@ def test_a_lever_is_the_same_training_by_hand(lever, factor, given, moved, chang
     assert (found.lever, found.factor) == (lever, factor)
 
 
+@pytest.mark.parametrize("binary", [False, True])
+def test_scaled_logits_are_those_of_a_program_that_multiplies_them_itself(binary) -> None:
+    model = nn.Linear(4, 3)
+    x, y = torch.randn(8, 4), torch.rand(8, 3).round() if binary else torch.randint(3, (8,))
+    loss_fn = nn.BCEWithLogitsLoss() if binary else nn.CrossEntropyLoss(label_smoothing=0.1)
+    tried = Attempt(model, SGD(model.parameters(), lr=0.1), Objective(loss_fn, None), [(x, y)], 12, None)
+    found = tried.run("logits", 10.0)
+    other, losses = deepcopy(model), []
+    optimizer = SGD(other.parameters(), lr=0.1)
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = loss_fn(10 * other(x), y)
+        losses.append(float(loss.detach()))
+        loss.backward()
+        optimizer.step()
+    assert list(found.losses[:12]) == pytest.approx(losses, rel=1e-5)
+    assert loss_fn(model(x), y).item() == pytest.approx(float(tried.run().losses[0]))  # nothing is scaled afterwards
+
+
 def brisk(update: float) -> Flow:
     """A training whose first steps were of this size, and that has removed nothing."""
     flow = _flows.plain(stuck=True)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from unvanish import reading
 from unvanish.types import Flow, LossView
 
 _LOGARITHMS = ("log_softmax", "log", "log_sigmoid", "logsumexp", "where", "")
 _BOUNDED = 0.3  # nats that a perfect answer keeps
+_SPREAD = 0.35  # of the constant predictor's loss, removed beyond the program's own, when logits are far apart
+_BEGUN = 0.1  # of it: more than a lost gradient removes
+_BY_RATE = 0.2  # of it, by which no learning rate comes as near
 _RANGES = {"sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "relu": (0.0, math.inf)}
 
 Fault = tuple[float, str, str]
@@ -34,6 +38,30 @@ def wrongly_fed(flow: Flow) -> Iterator[Fault]:
             "sum to 1 over the batch, and an answer depends on what else is in it. Expected: a sum of 1 over the "
             "classes of each sample. Use dim=-1.",
             "let the softmax run over the classes: dim=-1",
+        )
+
+
+def too_close(flow: Flow) -> Iterator[Fault]:
+    """Logits that learn once they are multiplied, and at no learning rate: something holds them together.
+
+    They can be so held by a division; or by a bound, and then the loss does fall, but stands far from 0.
+    """
+    spread = reading.best_lever(flow, "logits", above=1.0)
+    own = reading.progress(flow) or 0.0
+    divided = flow.loss.feeding in ("div", "mul")
+    if spread is None or reading.learns(flow) or not (divided or own > _BEGUN):
+        return
+    rates = [e.progress or 0.0 for e in flow.experiments if e.lever == "learning-rate" and not divided]
+    with_factor = spread.progress or 0.0
+    sign = f"and it reads a {flow.loss.feeding}" if divided else "and with no learning rate as much"
+    if with_factor > max(own + _SPREAD, max(rates, default=0.0) + _BY_RATE):
+        yield (
+            0.8,
+            f"The logits lie too close together for a sure answer: of guessing's loss one batch learnt by heart removes "
+            f"{100 * own:.0f} %, with the logits times {spread.factor:g} {100 * with_factor:.0f} %, "
+            f"{sign}. Expected: logits that may differ by 5 or more. Leave out what holds them together (a division, cosines or "
+            "vectors of unit length, an activation), or multiply by a scale: 10 to 30, or a learnt one.",
+            "give the loss logits without a division or bound, or multiply them by a scale (a temperature below 1)",
         )
 
 

@@ -88,7 +88,7 @@ class LossMismatch(AbstractRule):
 
     def _twice(self, flow: Flow) -> Iterator[Finding]:
         """An activation that the loss applies itself, or one that it needs and does not get."""
-        for confidence, message, remedy in _feeding.wrongly_fed(flow):
+        for confidence, message, remedy in list(_feeding.wrongly_fed(flow)) or _feeding.too_close(flow):
             yield self._finding(flow, confidence, message, remedy)
 
     def _shapes(self, flow: Flow) -> Iterator[Finding]:
@@ -320,6 +320,9 @@ class LossMismatch(AbstractRule):
                 steps = _looked_at(level, time)
                 flows.append(replace(base, loss=one, experiments=(alone,), steps=steps, origin="run"))
         flows.append(cls._attending(6))
+        stuck = _flows.plain(stuck=True)
+        for begun in (base, stuck, _flows.lever(_beginning(stuck), "learning-rate", 10.0)):
+            flows.append(_flows.lever(begun, "logits", 10.0))
         for kind, end, stands in (("other", 0.1, True), ("other", 1e-5, False), ("mse", 1e-5, True)):
             flows.append(_growing_alike(replace(base, loss=replace(base.loss, kind=kind)), end, stands=stands))
         critic = (_flows.parameter("critic.0.weight", in_optimizer=False, reached=True),)
@@ -381,6 +384,7 @@ class LossMismatch(AbstractRule):
             experiments=(*falling.experiments, Experiment("term", 1.0, (1.0,) * 160, 1.0), _learnt("term-alone")),
         )  # fmt: skip
         mixed = replace(_flows.plain(), mixed="lstm")
+        close = _flows.lever(_beginning(base), "logits", 10.0)
         small = replace(outweighed.loss, term_share=0.05)
         stands = replace(
             falling,
@@ -404,6 +408,7 @@ class LossMismatch(AbstractRule):
             constant,
             outweighed,
             mixed,
+            close,
             trained,
             alike,
         )
@@ -421,6 +426,12 @@ def _growing_alike(flow: Flow, end: float, *, stands: bool) -> Flow:
         replace(step, loss=0.5 + (0.1 * 0.8**i if stands else 0.01 * (30 - i))) for i, step in enumerate(flow.steps)
     )
     return replace(flow, sites=looks[0], snapshots=later, steps=steps)
+
+
+def _beginning(flow: Flow) -> Flow:
+    """Learning one batch by heart ends a third of the way."""
+    third = replace(flow.experiments[0], losses=tuple(_flows.FLOOR * (1 - 0.33 * min(1.0, i / 10)) for i in range(40)))
+    return replace(flow, experiments=(third,))
 
 
 def _looked_at(level: float, time: float = 50.0) -> tuple[Step, ...]:

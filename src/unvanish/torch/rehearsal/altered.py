@@ -1,4 +1,4 @@
-"""Batches as an experiment wants them: in full precision, or with inputs or targets brought to a usual scale."""
+"""What an experiment alters: a batch's precision, the scale of inputs and targets, that of what the loss reads."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from unvanish.torch.rehearsal.objective import Objective
 from unvanish.torch.views.inputs import view_inputs
@@ -45,6 +46,22 @@ def standardized(batch: Any, *, inputs: bool, last: bool) -> tuple[Any, Any]:
     std = part.std(dim=axes, keepdim=True, correction=0)
     scaled = (part - part.mean(dim=axes, keepdim=True)) / torch.where(std > 0, std, torch.ones_like(std))
     return (scaled, batch[1]) if inputs else (batch[0], scaled)
+
+
+class ScaledLogits(TorchFunctionMode):
+    """Within this block cross-entropy, of classes or binary, reads ``factor`` times the logits it is given."""
+
+    _LOSSES = (torch.nn.functional.cross_entropy, torch.nn.functional.binary_cross_entropy_with_logits)
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self._factor = factor
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Scale the first argument of a loss; leave all other calls alone."""
+        if func in self._LOSSES and args:
+            args = (self._factor * args[0], *args[1:])
+        return func(*args, **(kwargs or {}))
 
 
 def features_last(flow: Flow) -> bool:

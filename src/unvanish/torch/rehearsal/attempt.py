@@ -6,6 +6,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 
 from unvanish import reading
 from unvanish.torch.probe.graph import read_graph
-from unvanish.torch.rehearsal.altered import standardized, widened
+from unvanish.torch.rehearsal.altered import ScaledLogits, standardized, widened
 from unvanish.torch.rehearsal.copies import working_copy
 from unvanish.torch.rehearsal.objective import Objective, fresh
 from unvanish.torch.rehearsal.rehearse import take_step
@@ -66,10 +67,15 @@ class Attempt:
             batches = [standardized(batches[0], inputs=lever.startswith("inputs"), last=self.last)]
             floor = 1.0 if lever.startswith("targets") and floor is not None else floor
         training = _train(model, optimizer, objective, batches)
-        made = Experiment(lever, factor, tuple(itertools.islice(training, self.steps)), floor)  # type: ignore[arg-type]
-        near = _NEAR if lever == "none" else 1.0
-        for _ in range(0 if lever.startswith("learning-rate") else _PATIENCE):
-            if (made.progress or 0.0) >= ENOUGH or not _falling(made.losses[-self.steps :], floor, near):
+        with ScaledLogits(factor) if lever == "logits" else nullcontext():
+            return self._waited(Experiment(lever, factor, (), floor), training)  # type: ignore[arg-type]
+
+    def _waited(self, made: Experiment, training: Iterator[float]) -> Experiment:
+        """The experiment with the losses of a training, which goes on where it promises more."""
+        made = replace(made, losses=tuple(itertools.islice(training, self.steps)))
+        near = _NEAR if made.lever == "none" else 1.0
+        for _ in range(0 if made.lever.startswith("learning-rate") else _PATIENCE):
+            if (made.progress or 0.0) >= ENOUGH or not _falling(made.losses[-self.steps :], made.floor, near):
                 break
             made = replace(made, losses=(*made.losses, *itertools.islice(training, self.steps)))
         return made

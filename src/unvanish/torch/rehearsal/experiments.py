@@ -22,6 +22,7 @@ from unvanish.types import Experiment, Flow
 
 _FACTORS = (0.1, 0.01, 10.0, 100.0)
 _SLOWER = (0.1, 0.01)
+_LOGITS = (10.0, 100.0)
 _USUAL_EPS, _LARGE_EPS = 1e-8, 1e-3
 _STRONG_DECAY, _STRONG_DROPOUT = 0.02, 0.7
 _UNEVEN = 100.0  # times the smallest learning rate of a group is the largest
@@ -62,6 +63,7 @@ def experiments(
         levers += [("learning-rate-level", 1.0)] if _uneven(flow) else []
         levers += [("eps", _USUAL_EPS / eps) for eps in _large_eps(flow)]
         levers += [("weight-decay", 0.0)] if _decays_strongly(flow) else []
+        levers += [("logits", factor) for factor in _LOGITS if flow.loss.kind in ("cross_entropy", "bce_with_logits")]
         levers += [("dropout", 0.0)] if any(module.p >= _STRONG_DROPOUT for module in dropouts(model)) else []
     if reached >= ENOUGH and len(batches) > 1 and _too_brisk(flow):
         levers += [("learning-rate-in-training", factor) for factor in _SLOWER]
