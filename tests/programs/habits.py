@@ -249,10 +249,10 @@ def vae():
             kl = (log_variance.exp() + mean**2 - 1 - log_variance).mean() / 2
             return FUNCTIONAL.mse_loss(self.decoder(z), x) + kl
 
-    model = VAE()
+    model, factors = VAE(), 2 * torch.randn(2, 8)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(12):
-        loss = model.loss(torch.randn(32, 8))
+        loss = model.loss(torch.randn(32, 2) @ factors)  # noise alone would leave nothing to code
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

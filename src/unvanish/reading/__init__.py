@@ -38,7 +38,6 @@ from unvanish.reading.sites import (
 )
 from unvanish.reading.steps import (
     UNDEFINED,
-    UNLEARNT,
     grew,
     largest_first_update,
     largest_update,
@@ -47,7 +46,6 @@ from unvanish.reading.steps import (
     late_terms,
     moved,
     overflowed,
-    term_stands,
     trainable,
     update_ratio,
 )
@@ -57,7 +55,6 @@ __all__ = [
     "LEARNS",
     "RECTIFIERS",
     "UNDEFINED",
-    "UNLEARNT",
     "activations",
     "at_floor",
     "below",
@@ -93,7 +90,6 @@ __all__ = [
     "progress",
     "relieves",
     "separation",
-    "term_stands",
     "time_fall",
     "trainable",
     "trains",

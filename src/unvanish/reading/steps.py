@@ -10,7 +10,6 @@ from unvanish.types import Flow, Parameter, Step
 
 _FIRST = 12  # steps
 _LATE, _TWICE = 100, 2  # steps after which a term that is learnt at all shows it, and looks at it there
-UNLEARNT = 0.9  # of what the best constant answer gives
 # ops that are undefined or infinite somewhere inside the range of floats
 UNDEFINED = (
     *("log", "log2", "log10", "log1p", "logit", "xlogy", "sqrt", "rsqrt", "reciprocal", "norm", "linalg_vector_norm"),
@@ -68,12 +67,6 @@ def late_terms(flow: Flow) -> list[float]:
     """
     late = [step.term for step in flow.steps if step.term is not None and step.index >= _LATE]
     return late if len(late) >= _TWICE else []
-
-
-def term_stands(flow: Flow) -> bool:
-    """Is this term not learnt at all, late in the user's training?"""
-    late = late_terms(flow)
-    return bool(late) and min(late) > UNLEARNT and max(late) < math.inf
 
 
 def grew(steps: Sequence[Step], factor: float = 3.0) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from unvanish import reading
-from unvanish.types import Experiment, Flow
+from unvanish.types import Flow
 
+_UNLEARNT = 0.9  # of what the best constant answer gives
 _LEARNT = 0.6  # of what the best constant answer gives, without the other terms
 _SMALL = 0.2  # of the loss at the start: when it falls, it is the others that do
 _FELL = 0.5
@@ -15,11 +16,12 @@ _CLASSES = ("cross_entropy", "nll")  # of a small batch with many classes the be
 
 def learnt_alone(flow: Flow) -> tuple[float, str] | None:
     """It stands with the others, and falls where it is trained on alone."""
-    whole, alone = _tried(flow)
+    made = {one.lever: one for one in flow.experiments}
+    whole, alone = made.get("term"), made.get("term-alone")
     if (
         whole is None
         or alone is None
-        or not reading.UNLEARNT < reading.level(whole) < math.inf
+        or not _UNLEARNT < reading.level(whole) < math.inf
         or reading.level(alone) > _LEARNT
     ):
         return None
@@ -29,26 +31,12 @@ def learnt_alone(flow: Flow) -> tuple[float, str] | None:
     )
 
 
-def falls_alone(flow: Flow) -> tuple[float, str] | None:
-    """It stands, as the whole loss does, in the user's own training, and falls where it is trained on alone."""
-    whole, alone = _tried(flow)
-    if whole is not None or alone is None or reading.level(alone) > _LEARNT or not reading.term_stands(flow):
-        return None
-    if (reading.trains(flow) or 0.0) >= _FELL:
-        return None
-    return 0.85, (
-        f"late in the training it is {reading.late_terms(flow)[-1]:.3g} times what the best constant answer gives, and with the "
-        f"other terms left out the same network takes {100 * (1 - reading.level(alone)):.0f} % off that on one batch"
-    )
-
-
 def falls_without(flow: Flow) -> tuple[float, str] | None:
     """It stands, and the loss falls, in the user's own training, which could not be made again without the others."""
     late = reading.late_terms(flow)
-    otherwise = [one for one in flow.experiments if one.lever != "term-alone" or reading.level(one) > _LEARNT]
     fallen, share = reading.trains(flow) or 0.0, flow.loss.term_share
     if (
-        otherwise
+        flow.experiments
         or flow.loss.term in _CLASSES
         or not late
         or min(late) < 1
@@ -61,9 +49,3 @@ def falls_without(flow: Flow) -> tuple[float, str] | None:
         f"late in the training it is {late[-1]:.3g} times what the best constant answer gives, although the loss has "
         f"fallen by {100 * fallen:.0f} %"
     )
-
-
-def _tried(flow: Flow) -> tuple[Experiment | None, Experiment | None]:
-    """The trainings in which the term was followed, with the others and without them."""
-    made = {one.lever: one for one in flow.experiments}
-    return made.get("term"), made.get("term-alone")

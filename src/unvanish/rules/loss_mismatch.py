@@ -221,7 +221,7 @@ class LossMismatch(AbstractRule):
 
     def _outweighed(self, flow: Flow) -> Iterator[Finding]:
         """One of several terms is not learnt, and is where it stands alone; or it is not, while the whole falls."""
-        proof = _terms.learnt_alone(flow) or _terms.falls_alone(flow) or _terms.falls_without(flow)
+        proof = _terms.learnt_alone(flow) or _terms.falls_without(flow)
         if proof is not None:
             confidence, seen = proof
             yield self._finding(
@@ -314,11 +314,6 @@ class LossMismatch(AbstractRule):
         for level, share in ((0.9, 0.05), (1.02, 0.7)):
             one = replace(several, term_share=share)
             flows.append(replace(base, loss=one, experiments=(), steps=_looked_at(level), origin="run"))
-        for level, alone in ((0.8, _learnt("term-alone")), (1.01, replace(still, lever="term-alone"))):
-            for time in (50.0, math.inf):
-                one = replace(several, term_share=0.05)
-                steps = _looked_at(level, time)
-                flows.append(replace(base, loss=one, experiments=(alone,), steps=steps, origin="run"))
         flows.append(cls._attending(6))
         stuck = _flows.plain(stuck=True)
         for begun in (base, stuck, _flows.lever(_beginning(stuck), "learning-rate", 10.0)):
@@ -386,20 +381,10 @@ class LossMismatch(AbstractRule):
         mixed = replace(_flows.plain(), mixed="lstm")
         close = _flows.lever(_beginning(base), "logits", 10.0)
         small = replace(outweighed.loss, term_share=0.05)
-        stands = replace(
-            falling,
-            loss=outweighed.loss,
-            experiments=(_learnt("term-alone"),),
-            steps=_looked_at(1.01, math.inf),
-            origin="run",
-        )
         trained = replace(falling, loss=small, experiments=(), steps=_looked_at(1.02), origin="run")
-        learnt = replace(trained, experiments=(_learnt("term-alone"),))
         alike = _growing_alike(replace(_flows.plain(), loss=replace(loss, kind="other", floor=None)), 1e-5, stands=True)
         return (
             *(replace(base, loss=one) for one in changed),
-            stands,
-            learnt,
             replace(base, optimizer=OptimizerView("SGD", (0.1,), maximize=True)),
             cls._negative("neg"),
             cls._attending(64),

@@ -175,8 +175,7 @@ def _diagnose(track: Track, tracks: list[Track], watch: Watch, seconds: float) -
     rates = () if watch.stopped() else track.record.usual_rates()  # who stops within a warm-up knows that it is one
     if rates and all(rates) and flow.optimizer is not None and flow.optimizer.given:
         flow = replace(flow, optimizer=replace(flow.optimizer, learning_rates=rates))
-    own = track.trial is not None and track.trial.batch.target is None  # the model's own loss, which may have terms
-    affordable = (_RUNS + _TERMS * (own and flow.loss.term is not None)) * watch.pace() < seconds
+    affordable = (_RUNS + _TERMS * (flow.loss.term is not None)) * watch.pace() < seconds
     sound = flow.nonfinite is None or flow.nonfinite.step > 0  # else no lever is to blame
     if track.trial is not None and len(tracks) == 1 and sound and affordable:
         try:

@@ -20,6 +20,7 @@ from unvanish.torch.run.frames import keywords_of_call
 from unvanish.torch.run.outputs import Outputs
 from unvanish.torch.run.quiet import Silence, unheard
 from unvanish.torch.run.roots import Roots, is_loss
+from unvanish.torch.run.tape import Recorder
 
 _MOST_CALLS = 200_000  # module calls kept while no backward pass comes: a program that only infers
 _MOST_ENTERED = 32
@@ -41,6 +42,8 @@ class Forward:
         self.scopes = Watcher(roots.names, None)
         self.target: Tensor | None = None  # of the criterion that was called last
         self.entered: list[Entered] = []
+        self.recorder = Recorder()
+        self.recording = False  # is what is called from the next network on to be kept?
         self._roots, self._outputs, self._fail = roots, outputs, fail
         self._depth = self._ignored = 0
         self._sized = False  # the batch size was read since the last backward pass
@@ -55,6 +58,7 @@ class Forward:
         """Take the hooks away and let go of all tensors."""
         for handle in self._handles:
             handle.remove()
+        self.recorder.close()
         self.entered.clear()
         self.used()
 
@@ -79,12 +83,15 @@ class Forward:
         """What goes wrong with us, a warning made an error too, must not end the user's forward pass."""
 
         def guarded(*args: Any) -> Any:
+            self.recorder.aside = True
             try:
                 with unheard():
                     return hook(*args)
             except Exception:
                 self._fail()
                 return None
+            finally:
+                self.recorder.aside = False
 
         return guarded
 
@@ -120,6 +127,8 @@ class Forward:
         if len(self.scopes.calls) > _MOST_CALLS:
             self.scopes.calls.clear()
         self._depth = 1
+        if self.recording:
+            self.recorder.begin()
         changed = self.scopes.enter(module, args)
         self.entered = [*self.entered[1 - _MOST_ENTERED :], (self.scopes.calls[-1], args, keywords)]
         return changed

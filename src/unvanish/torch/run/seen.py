@@ -11,7 +11,8 @@ from unvanish.torch.probe.activations import Units
 from unvanish.torch.probe.norms import dense, norms
 from unvanish.torch.probe.probe import Probe
 from unvanish.torch.probe.scopes import Call
-from unvanish.torch.run.trial import Batch
+from unvanish.torch.run.batch import Batch
+from unvanish.torch.run.tape import Tape
 from unvanish.torch.views.observe import Before
 from unvanish.types import NonFinite, Site, TimeProfile
 
@@ -23,7 +24,8 @@ class Seen:
     """One backward pass of the user, watched.
 
     ``norms`` = ||gradient|| per leaf right after it, unscaled; ``kept`` = the same of what was there before it;
-    ``apart`` = its gradients were not added up in ``.grad``; ``by_data`` = it goes back to the data too.
+    ``apart`` = its gradients were not added up in ``.grad``; ``by_data`` = it goes back to the data too; ``batch``, or
+    else ``tape``, is what its loss can be made of again.
     """
 
     clock: int
@@ -41,6 +43,7 @@ class Seen:
     by_data: bool = False
     birth: NonFinite | None = None
     batch: Batch | None = None
+    tape: Tape | None = None
 
 
 @dataclass(slots=True)

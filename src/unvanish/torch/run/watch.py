@@ -161,8 +161,8 @@ class Watch:
         self._stepping = track
         if self.window is not None and track.due():
             mine = self.roster.passes_of(track, self._passes(track))
-            if mine and mine[-1].batch is not None and track.count == 0 and optimizer is not self._hand:
-                track.trial = keep(mine[-1].batch, optimizer)
+            if mine and track.count == 0 and optimizer is not self._hand:
+                track.trial = keep(mine[-1], optimizer)
             track.begin(optimizer, mine, self.roots.parameters(), self.roots.names)
 
     def step_ended(self, optimizer: Optimizer, *, skipped: bool = False) -> None:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from unvanish.torch.probe.graph import Graph, read_graph
 from unvanish.torch.probe.probe import Probe
 from unvanish.torch.rehearsal.objective import inputs_of
+from unvanish.torch.run.batch import Batch, batch_of
 from unvanish.torch.run.birth import find_birth
 from unvanish.torch.run.forward import Entered, Forward
 from unvanish.torch.run.outputs import Outputs
 from unvanish.torch.run.roots import Roots
 from unvanish.torch.run.seen import Gradients, Pending, Seen, gradient_norms
-from unvanish.torch.run.trial import Batch, batch_of
 from unvanish.torch.views.observe import Before, before_backward
 from unvanish.types import LossView, Site
 
@@ -40,13 +40,22 @@ class Window:
             outputs: told of what they put out.
             position: place of a tensor among the parameters of its optimizer; None where no optimizer holds it.
             fail: told, in the handling of it, of an error of ours in the user's forward pass.
-            first: an optimizer has made no step yet; its first batch is kept to be tried again.
+            first: as the property.
         """
         roots.refresh()
         self.seen: list[Seen] = []
-        self.first = first
         self._roots, self._outputs, self._position = roots, outputs, position
         self._forward = Forward(roots, outputs, fail)
+        self.first = first
+
+    @property
+    def first(self) -> bool:
+        """Has an optimizer made no step yet? Then what its first loss was made of is kept, to be tried again."""
+        return self._forward.recording
+
+    @first.setter
+    def first(self, first: bool) -> None:
+        self._forward.recording = first
 
     def close(self) -> None:
         """Take the hooks away and let go of all tensors."""
@@ -67,8 +76,10 @@ class Window:
         kept = gradient_norms({key: leaf.grad for key, leaf in parameters.items()}, scale)
         seen = Seen(clock, parameters, before, list(self._forward.scopes.calls), self._batch_size(before), scale, kept)
         seen.by_data = bool(data)
-        if self.first and len(mine) == 1 and before.graph is not None:
-            seen.batch = self._batch(mine[0], before.graph, before.loss)
+        tape = self._forward.recorder.tape(loss)
+        if self.first and before.graph is not None:
+            seen.batch = self._batch(mine[0], before.graph, before.loss) if len(mine) == 1 else None
+            seen.tape = tape if seen.batch is None else None
         if not math.isfinite(before.loss.value):
             seen.birth = find_birth(before.graph, self._forward.scopes, self._roots.names)
         return Pending(probe, seen)

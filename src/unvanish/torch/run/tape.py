@@ -1,0 +1,217 @@
+"""The calls of PyTorch that made a loss, kept to be made again with other weights.
+
+A loss of the program's own making cannot be built again from its name, as cross-entropy can.  What the program called
+from its first network to the loss can: a list of functions and of where their arguments came from, with the derivatives
+that belong to them (a Wengert list; Griewank and Walther 2008, Evaluating Derivatives, section 2.2).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
+
+from unvanish.torch.probe.scopes import tensors_in
+
+_MOST_CALLS = 20_000
+_MOST_BYTES = 1 << 26  # of data: every play makes a copy
+_ORDINARY = (Tensor, nn.Parameter)
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The place of a tensor among all that were met."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """One call: its arguments with slots for tensors, the slots of what it returned, and the modes that were on."""
+
+    func: Callable[..., Any]
+    args: Any
+    keywords: Any
+    returned: tuple[int, ...]
+    grad: bool
+    autocast: tuple[str, torch.dtype] | None
+
+    def again(self, filled: Callable[[Any], Any]) -> Any:
+        """Make it once more, with ``filled`` giving the argument for what was noted down."""
+        half = nullcontext() if self.autocast is None else torch.autocast(*self.autocast)
+        with torch.set_grad_enabled(self.grad), half:
+            return self.func(*_mapped(self.args, filled), **_mapped(self.keywords, filled))
+
+
+@dataclass(frozen=True, slots=True)
+class Tape:
+    """All calls up to a loss. ``leaves`` are the program's own tensors that take a gradient, ``data`` copies of others.
+
+    ``random``: the state of the random stream before the calls of these indices.
+    """
+
+    calls: tuple[Called, ...]
+    leaves: dict[int, Tensor]
+    data: dict[int, Tensor]
+    loss: int
+    random: dict[int, Tensor]
+
+    @property
+    def size(self) -> int:
+        """How many numbers the program trains, at most."""
+        return sum(leaf.numel() for leaf in self.leaves.values())
+
+    @property
+    def derives_inputs(self) -> bool:
+        """Is what ``torch.autograd.grad`` returns given to a layer, as an adversarial step is?"""
+        weights = {index for index, leaf in self.leaves.items() if isinstance(leaf, nn.Parameter) and leaf.ndim > 1}
+        made: set[int] = set()
+        for call in self.calls:
+            taken = set(_slots((call.args, call.keywords)))
+            if call.func.__name__ == "grad" and call.func.__module__ == torch.autograd.__name__:
+                made.update(call.returned)
+            elif taken & made:
+                if taken & weights:
+                    return True
+                made.update(call.returned)
+        return False
+
+    def play(self, leaves: dict[int, Tensor], *, same_random: bool = False) -> Tensor:
+        """The loss with these leaves; ``same_random``: with the random numbers that the program drew."""
+        values = {index: tensor.clone() for index, tensor in self.data.items()} | leaves
+
+        def filled(part: Any) -> Any:
+            return values[part.index] if isinstance(part, Slot) else part
+
+        for place, call in enumerate(self.calls):
+            if same_random and place in self.random:
+                torch.set_rng_state(self.random[place])
+            values.update(zip(call.returned, tensors_in(call.again(filled)), strict=True))
+        return values[self.loss]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tape:
+        """Itself: nothing of it changes."""
+        return self
+
+
+class Recorder(TorchFunctionMode):
+    """Hears every call of PyTorch in this thread from ``begin`` until a loss is asked for, and again from the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aside = False  # while our own code is at work
+        self._on = False
+        self._lost = False  # something happened that cannot be played again
+        self._calls: list[Called] = []
+        self._met: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._leaves: dict[int, Tensor] = {}
+        self._data: dict[int, Tensor] = {}
+        self._bytes = self._count = 0
+        self._random: dict[int, Tensor] = {}
+
+    def begin(self) -> None:
+        """Listen from here on. Other modes that are on already may end before us, and take us for themselves."""
+        if self._on or self._lost:
+            return
+        stack = _get_current_function_mode_stack()
+        if self not in stack:
+            if stack:
+                return
+            _push_mode(self)
+        self._on = True
+        self._random[len(self._calls)] = torch.get_rng_state()
+
+    def close(self) -> None:
+        """Take it off the stack of modes, wherever it lies there by now."""
+        self._on = False
+        above = []
+        while self in (stack := _get_current_function_mode_stack()):
+            above.append(_pop_mode())
+            if stack[-1] is self:
+                above.pop()
+        for mode in reversed(above):
+            _push_mode(mode)
+
+    def tape(self, loss: Tensor) -> Tape | None:
+        """What was heard up to now, if it led to this loss and can be played."""
+        self._on = False
+        index = self._known(loss)
+        if self._lost or index is None or index in self._leaves or index in self._data:
+            return None
+        return Tape(tuple(self._calls), dict(self._leaves), dict(self._data), index, dict(self._random))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Make the call, and note it down."""
+        kwargs = kwargs or {}
+        if func is torch.autograd.grad:  # our own stands in its place, and has heard of it
+            func = getattr(func, "__wrapped__", func)
+        if self.aside or not self._on:
+            return func(*args, **kwargs)
+        shown = _mapped(args, self._shown), _mapped(kwargs, self._shown)  # before an op in place changes them
+        result = func(*args, **kwargs)
+        returned = tuple(tensors_in(result))
+        if returned or (result is None and any(True for _ in tensors_in((args, kwargs)))):
+            slots = tuple(self._number(tensor) for tensor in returned)
+            self._calls.append(Called(func, *shown, slots, torch.is_grad_enabled(), _autocast()))
+            self._lost |= len(self._calls) > _MOST_CALLS
+            self._on = not self._lost
+        return result
+
+    def _shown(self, part: Any) -> Any:
+        """An argument as it is noted down; a tensor that comes from outside is taken in."""
+        if not isinstance(part, Tensor):
+            return part
+        known = self._known(part)
+        if known is not None:
+            return Slot(known)
+        number = self._number(part)
+        if part.requires_grad:
+            self._lost |= not part.is_leaf  # what it was made of was not heard
+            self._leaves[number] = part
+        else:
+            self._bytes += part.numel() * part.element_size()
+            self._lost |= self._bytes > _MOST_BYTES or part.layout is not torch.strided
+            self._data[number] = part if self._lost else part.clone()
+        self._lost |= type(part) not in _ORDINARY
+        return Slot(number)
+
+    def _known(self, tensor: Tensor) -> int | None:
+        """Its slot, if it was met; another that has come to lie at the same place was not."""
+        reference, number = self._met.get(id(tensor), (None, -1))
+        return number if reference is not None and reference() is tensor else None
+
+    def _number(self, tensor: Tensor) -> int:
+        """Its slot; a new one for a tensor that was not met."""
+        known = self._known(tensor)
+        if known is None:
+            known, self._count = self._count, self._count + 1
+            self._met[id(tensor)] = weakref.ref(tensor), known
+        return known
+
+
+def _autocast() -> tuple[str, torch.dtype] | None:
+    devices = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
+    return (devices[-1], torch.get_autocast_dtype(devices[-1])) if devices else None
+
+
+def _slots(value: Any) -> Iterator[int]:
+    if isinstance(value, Slot):
+        yield value.index
+    elif isinstance(value, dict | tuple | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _slots(part)
+
+
+def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The same nested tuples, lists and dicts with every other part changed."""
+    if isinstance(value, dict):
+        return {key: _mapped(part, change) for key, part in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_mapped(part, change) for part in value)
+    return change(value)
