@@ -49,6 +49,8 @@ def findings(folder: Path, *arguments: str, steps: int | None = None) -> tuple[i
         ("halves", "disconnected", "encoder"),
         ("outweighed", "loss-mismatch", "loss"),
         ("raw_coordinates", "input-scale", "input"),
+        ("plain_slope", "disconnected", "loss"),
+        ("own_loss", "learning-rate-low", "optimizer"),
     ],
 )
 def test_a_fault_is_found_and_its_healthy_twin_left_in_peace(
