@@ -51,7 +51,8 @@ class Site:
     whose outputs it reads; ``depth`` is the number of sites on the longest path up to here.  ``nonfinite_gradient``
     counts the NaN and Inf in the gradient that arrives.  ``normalized_count``: over how many elements a normalisation
     takes its statistics, or a softmax sums to 1; ``saturated``: share of elements on a flat part, or of one-hot rows.
-    ``custom``: its derivative is the user's own code.
+    ``custom``: its derivative is the user's own code; ``crossed``: a softmax that sums to 1 along one axis, while the
+    matrix product that reads it sums along another.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Site:
     nonfinite_gradient: int = 0
     normalized_count: int | None = None
     custom: bool = False
+    crossed: bool = False
 
     @property
     def label(self) -> str:

@@ -43,6 +43,7 @@ class LossMismatch(AbstractRule):
     stands: float = 1e-5
     trains: float = 0.3
     idle: float = 0.06
+    attends: float = 0.5
     cause: ClassVar[Cause] = "loss-mismatch"
     title: ClassVar[str] = "the loss and what it is given do not fit"
     source: ClassVar[str] = (
@@ -62,6 +63,7 @@ class LossMismatch(AbstractRule):
         yield from self._shapes(flow)
         yield from self._mixed(flow)
         yield from self._over_samples(flow)
+        yield from self._over_queries(flow)
         yield from self._constant_output(flow)
         yield from self._signs(flow)
         yield from self._range(flow)
@@ -134,6 +136,18 @@ class LossMismatch(AbstractRule):
                 "one sample depend on what else is in the batch. Expected: a sum of 1 within each sample, over what it "
                 "attends to. Use dim=-1.",
                 "let the softmax run within each sample: dim=-1", along[0].label,
+            )  # fmt: skip
+
+    def _over_queries(self, flow: Flow) -> Iterator[Finding]:
+        """Attention weights that sum to 1 over those who ask, not over what each of them attends to."""
+        along = [s for s in flow.sites if s.crossed]
+        if along and (reading.trains(flow) or 0.0) < self.attends:
+            yield self._finding(
+                flow, 0.85, f"The softmax at {along[0].label}, of shape {along[0].shape}, makes the weights sum to 1 along one axis, and the "
+                "product with the values sums along another: what each query gets is no average. Expected: weights that "
+                "sum to 1 over what a query attends to. Use dim=-1 on scores of queries by keys.",
+                "let the softmax run over the keys: dim=-1", along[0].label,
+                "Vaswani et al. 2017, arXiv:1706.03762, equation 1",
             )  # fmt: skip
 
     def _constant_output(self, flow: Flow) -> Iterator[Finding]:
@@ -315,6 +329,8 @@ class LossMismatch(AbstractRule):
             one = replace(several, term_share=share)
             flows.append(replace(base, loss=one, experiments=(), steps=_looked_at(level), origin="run"))
         flows.append(cls._attending(6))
+        weights = replace(cls._attending(6).sites[-1], crossed=True)
+        flows.append(replace(base, sites=(*base.sites, weights)))
         stuck = _flows.plain(stuck=True)
         for begun in (base, stuck, _flows.lever(_beginning(stuck), "learning-rate", 10.0)):
             flows.append(_flows.lever(begun, "logits", 10.0))
@@ -379,6 +395,7 @@ class LossMismatch(AbstractRule):
             experiments=(*falling.experiments, Experiment("term", 1.0, (1.0,) * 160, 1.0), _learnt("term-alone")),
         )  # fmt: skip
         mixed = replace(_flows.plain(), mixed="lstm")
+        crossed = replace(base, sites=(*base.sites, replace(alone, shape=(32, 6, 6), normalized_count=6, crossed=True)))
         close = _flows.lever(_beginning(base), "logits", 10.0)
         small = replace(outweighed.loss, term_share=0.05)
         trained = replace(falling, loss=small, experiments=(), steps=_looked_at(1.02), origin="run")
@@ -393,6 +410,7 @@ class LossMismatch(AbstractRule):
             constant,
             outweighed,
             mixed,
+            crossed,
             close,
             trained,
             alike,

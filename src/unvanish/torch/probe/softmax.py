@@ -1,4 +1,4 @@
-"""Softmaxes: along which axis, and how many of their rows one entry has to itself."""
+"""Softmaxes: along which axis, who sums along another, and how many of their rows one entry has to itself."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor
 from unvanish.torch.probe.graph import Vertex
 from unvanish.torch.probe.saved import readable
 
+_STRAIGHT = ("View", "UnsafeView", "Expand", "Clone", "ToCopy")  # none of them moves the last axis
 _ALONE = 0.99  # of a softmax's row: p (1 - p) is 4 % of its best
 
 
@@ -26,3 +27,17 @@ def softmax_axis(vertex: Vertex) -> int | None:
     axis = int(vertex.node._saved_dim)
     axis = axis - (1 << 64) if axis >= 1 << 63 else axis  # autograd shows -1 as an unsigned number
     return axis % len(vertex.shape)
+
+
+def crossed_by(product: Vertex) -> Vertex | None:
+    """The softmax whose weights this product, as its left factor, sums along another axis than they sum to 1 along.
+
+    Only where nothing lies between but dropout (a product with a mask) and views that leave the last axis where it is.
+    """
+    below = product.below[0] if product.below else None
+    while below is not None and len(below.below) == 1 and (below.stem in _STRAIGHT or below.stem == "Mul"):
+        below = below.below[0]
+    if below is None or below.op != "softmax" or below.shape[-1:] != product.below[0].shape[-1:]:
+        return None
+    axis = softmax_axis(below)
+    return below if axis is not None and axis != len(below.shape) - 1 else None
