@@ -12,6 +12,7 @@ from unvanish.reading.learning import (
     learning_evidence,
     learns,
     learns_promptly,
+    learnt_once,
     progress,
     trains,
 )
@@ -77,6 +78,7 @@ __all__ = [
     "learning_evidence",
     "learns",
     "learns_promptly",
+    "learnt_once",
     "level",
     "linear",
     "losses_of",

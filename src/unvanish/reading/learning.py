@@ -43,6 +43,13 @@ def learns_promptly(flow: Flow) -> bool:
     return (trains(flow) or 0.0) >= 0.1 or any((value or 0.0) >= LEARNS for value in soon)
 
 
+def learnt_once(flow: Flow) -> bool:
+    """Had the network as it is learnt one batch by heart at any time, whatever came of it after?"""
+    tried = [e for e in flow.experiments if e.lever == "none"]
+    begun = (replace(e, losses=e.losses[:end]) for e in tried for end in range(1, len(e.losses) + 1))
+    return any((e.progress or 0.0) >= LEARNS for e in begun)
+
+
 def falls(flow: Flow) -> bool:
     """Does the loss fall far beyond its own noise?  For losses without a bottom, which may be negative (policies).
 

@@ -112,7 +112,9 @@ class Initialization(AbstractRule):
         """
         if by_weights > self.around * fall and reading.falls(flow) and (reading.progress(flow) or 0.0) >= self.fair:
             return True
-        return reading.learns_promptly(flow) if fall > self.nothing_left else reading.learns(flow)
+        if fall > self.nothing_left:
+            return reading.learns_promptly(flow)
+        return reading.learns(flow) or reading.learnt_once(flow)
 
     def _dies(self, flow: Flow, by_weights: float) -> bool:
         """Nothing of the signal is left at the end, and nothing is learnt, whatever the gradient does on its way.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -40,6 +41,7 @@ class LossMismatch(AbstractRule):
     saturated: float = 0.7
     all_saturated: float = 0.95
     flat: float = 5.0  # nats
+    looks: int = 4
     stands: float = 1e-5
     trains: float = 0.3
     idle: float = 0.06
@@ -252,10 +254,12 @@ class LossMismatch(AbstractRule):
         if flow.loss.floor is not None or not flow.snapshots or (reading.trains(flow) or 0.0) >= self.idle:
             return
         flat = self._flat_sigmoid(flow.snapshots[-1].sites)
-        lost = max((s.saturation_loss or 0.0 for s in flat), default=0.0)
+        lost = _lost(flat)
         last = reading.largest_updates(flow)[-1:]
         still = any(update < self.stands for update in last) or self._flat_sigmoid(flow.sites)
-        if lost > self.flat and still:
+        late = [_lost(self._flat_sigmoid(look.sites)) for look in flow.snapshots[-self.looks :]]
+        loses = len(late) == self.looks and min(late) > self.flat and _rises(flow.steps)
+        if lost > self.flat and (still or loses):
             yield self._finding(
                 flow, 0.85, f"The loss reads {flat[0].label}, a sigmoid that is saturated for nearly all samples by now: its slope "
                 f"leaves {math.exp(-lost):.1g} of the gradient. Expected: a loss whose gradient is large "
@@ -386,6 +390,11 @@ class LossMismatch(AbstractRule):
         player = replace(
             base, loss=LossView(-0.1), steps=still, experiments=(), snapshots=(Snapshot(50, (sure,), base.parameters),)
         )
+        sure_early = tuple(Snapshot(step, (sure,), base.parameters) for step in (5, 10, 20, 50))
+        outplayed = replace(
+            player, loss=LossView(-0.6), snapshots=sure_early,
+            steps=tuple(Step(i, -0.6 * math.exp(-i / 5), -5.0, 1e-3, 1e-2) for i in range(60)),
+        )  # fmt: skip
         summed = _flows.lever(replace(base, loss=replace(loss, reduction="sum")), "learning-rate", 0.01)
         alone = Site("choose", "softmax", "softmax", 99, (32, 6, 1), normalized_count=1)
         constant = replace(base, sites=(*base.sites, alone))
@@ -406,6 +415,7 @@ class LossMismatch(AbstractRule):
             cls._negative("neg"),
             cls._attending(64),
             player,
+            outplayed,
             summed,
             constant,
             outweighed,
@@ -415,6 +425,17 @@ class LossMismatch(AbstractRule):
             trained,
             alike,
         )
+
+
+def _lost(sites: Sequence[Site]) -> float:
+    """Nats of the gradient that the flattest of these activations takes, all where none arrives from a loss at its end."""
+    return max((math.inf if s.log_grad_out == -math.inf else s.saturation_loss or 0.0 for s in sites), default=0.0)
+
+
+def _rises(steps: Sequence[Step]) -> bool:
+    """Does the loss end above where it began?"""
+    fifth = max(1, len(steps) // 5)
+    return bool(steps) and statistics.median(step.loss for step in steps[-fifth:]) > steps[0].loss
 
 
 def _growing_alike(flow: Flow, end: float, *, stands: bool) -> Flow:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from unvanish import reading
 from unvanish.rules import _flows
-from unvanish.types import Evidence, Finding, Flow, NonFinite
+from unvanish.types import Evidence, Finding, Flow, NonFinite, Site
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
 
@@ -22,6 +23,8 @@ _HINTS = {
     "softmax": "leave one entry in each masked row (a row is -inf everywhere), or zero such rows afterwards",
     "acos": "clamp inside (-1, 1): the slope is infinite at the ends",
 }
+_STEEP = ("sqrt", "std", "acos", "asin")  # finite where their slope is not
+_GUARDS = ("add", "clamp", "clamp_min", "clamp_max")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,13 @@ class NonFiniteRule(AbstractRule):
         if born is None:
             return None
         overflow = reading.overflowed(flow)
+        steep = _steep(flow)
+        if (
+            born.direction == "parameter"
+            and steep
+            and not reading.grew([s for s in flow.steps if math.isfinite(s.loss)])
+        ):
+            return self._backwards(born, steep)
         hint = _HINTS.get(
             born.op.removeprefix("_"), "look at what goes into it (torch.autograd.detect_anomaly names the line)"
         )
@@ -66,6 +76,24 @@ class NonFiniteRule(AbstractRule):
             evidence=(Evidence("first non-finite value at step", born.step, "", "never"),),
             message=f"{self._event(born)}. Expected: finite values throughout. To mend it: {hint}.",
             remedies=(hint,),
+            source=self.source,
+        )
+
+    def _backwards(self, born: NonFinite, steep: tuple[Site, ...]) -> Finding:
+        """A finite loss, and weights that are not after its step, which nobody looked at: a gradient made them so."""
+        hint = _HINTS.get(steep[0].op, _HINTS["sqrt"])
+        return Finding(
+            cause=self.cause,
+            where=(*reading.names(steep), born.where),
+            confidence=0.85,
+            severity="high",
+            evidence=(Evidence("first non-finite value at step", born.step, "", "never"),),
+            message=(
+                f"The weight {born.where} is NaN or Inf at step {born.step}, before which the loss was finite: its gradient was not. "
+                f"`{steep[0].op}` at {steep[0].label} has an infinite slope where its input is 0 (or at the end of its range), and "
+                f"nothing keeps it away from there. Expected: finite gradients throughout. To mend it: {hint}."
+            ),
+            remedies=(hint, "if it is another op: torch.autograd.detect_anomaly() names the line"),
             source=self.source,
         )
 
@@ -87,4 +115,15 @@ class NonFiniteRule(AbstractRule):
         log = NonFinite("loss", "log", "forward", 0, "its input was [64] in [0, 1]")
         data = NonFinite("input", "data", "input", 0, "3 of 640 values of tensor 0")
         late = NonFinite("layers.4", "sqrt", "backward", 12)
-        return tuple(replace(_flows.plain(stuck=True), nonfinite=born) for born in (log, data, late))
+        ends = tuple(replace(_flows.plain(stuck=True), nonfinite=born) for born in (log, data, late))
+        moved = replace(ends[0], nonfinite=NonFinite("layers.0.weight", "step", "parameter", 13))
+        root = Site("", "sqrt", "other", len(moved.sites), (64,), inputs=(len(moved.sites) - 1,))
+        return (*ends, moved, replace(moved, sites=(*moved.sites, root)))
+
+
+def _steep(flow: Flow) -> tuple[Site, ...]:
+    """Ops that may pass on an infinite gradient although all is finite going forward, with nothing before them to help."""
+    ops = {site.order: site.op for site in flow.sites}
+    return tuple(
+        site for site in flow.sites if site.op in _STEEP and not any(ops.get(order) in _GUARDS for order in site.inputs)
+    )

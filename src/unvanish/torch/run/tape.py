@@ -22,6 +22,21 @@ from unvanish.torch.probe.scopes import tensors_in
 _MOST_CALLS = 20_000
 _MOST_BYTES = 1 << 26  # of data: every play makes a copy
 _ORDINARY = (Tensor, nn.Parameter)
+_DRAWS = {
+    *("rand", "randn", "randint", "rand_like", "randn_like", "randint_like", "randperm", "normal", "bernoulli"),
+    *(
+        "multinomial",
+        "poisson",
+        "binomial",
+        "_standard_gamma",
+        "_sample_dirichlet",
+        "normal_",
+        "uniform_",
+        "bernoulli_",
+    ),
+    *("exponential_", "random_", "geometric_", "cauchy_", "log_normal_"),
+}
+_TO_PYTHON = {"item", "tolist", "numpy", "__array__", "__int__", "__index__", "__float__", "__bool__"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +129,7 @@ class Recorder(TorchFunctionMode):
         self._data: dict[int, Tensor] = {}
         self._bytes = self._count = 0
         self._random: dict[int, Tensor] = {}
+        self._drawn: set[int] = set()  # slots of what was drawn, or made of that without a gradient
 
     def begin(self) -> None:
         """Listen from here on. Other modes that are on already may end before us, and take us for themselves."""
@@ -156,8 +172,11 @@ class Recorder(TorchFunctionMode):
         shown = _mapped(args, self._shown), _mapped(kwargs, self._shown)  # before an op in place changes them
         result = func(*args, **kwargs)
         returned = tuple(tensors_in(result))
+        drawn = func.__name__ in _DRAWS or not self._drawn.isdisjoint(_slots(shown))
+        self._lost |= drawn and func.__name__ in _TO_PYTHON  # a move in a game: another draw would have another answer
         if returned or (result is None and any(True for _ in tensors_in((args, kwargs)))):
             slots = tuple(self._number(tensor) for tensor in returned)
+            self._drawn.update(self._number(tensor) for tensor in returned if drawn and not tensor.requires_grad)
             self._calls.append(Called(func, *shown, slots, torch.is_grad_enabled(), _autocast()))
             self._lost |= len(self._calls) > _MOST_CALLS
             self._on = not self._lost
