@@ -195,6 +195,28 @@ def test_a_weight_made_before_it_listened_cannot_be_played() -> None:
     assert recorded(small(), lambda model: (model(torch.rand(3, 2)) * made[0]).sum())[1] is None
 
 
+def game(model: nn.Module) -> Tensor:
+    chances = torch.distributions.Categorical(logits=model(x).expand(-1, 2))
+    moves = chances.sample()
+    gains = torch.tensor([float(move) for move in moves.tolist()])  # as a game outside of PyTorch would tell them
+    return -(chances.log_prob(moves) * gains).mean()
+
+
+def test_moves_that_python_has_seen_are_not_drawn_again() -> None:
+    assert recorded(small(), game)[1] is None
+
+
+def test_numbers_that_are_only_shown_are_no_moves() -> None:
+    shown = []
+
+    def program(model: nn.Module) -> Tensor:
+        loss = (model(x) + torch.randn(30, 1)).square().mean()
+        shown.append(loss.item())
+        return loss
+
+    assert recorded(small(), program)[1] is not None
+
+
 def test_what_is_too_much_is_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unvanish.torch.run.tape._MOST_CALLS", 3)
     assert recorded(small(), equation)[1] is None
