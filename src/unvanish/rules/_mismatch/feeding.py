@@ -1,11 +1,14 @@
-"""What a loss is fed with, against what its documentation says it takes: (how sure, what is wrong, what to do)."""
+"""What a loss is fed with, against what its documentation says it takes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from unvanish import reading
+from unvanish.rules import _flows
+from unvanish.rules._mismatch.fault import AbstractMismatch, Fault
 from unvanish.types import Flow, LossView
 
 _LOGARITHMS = ("log_softmax", "log", "log_sigmoid", "logsumexp", "where", "")
@@ -15,7 +18,6 @@ _BEGUN = 0.1  # of it: more than a lost gradient removes
 _BY_RATE = 0.2  # of it, by which no learning rate comes as near
 _RANGES = {"sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "relu": (0.0, math.inf)}
 
-Fault = tuple[float, str, str]
 Limits = tuple[float, float]
 
 
@@ -24,7 +26,7 @@ def limits(loss: LossView) -> Limits | None:
     return loss.limits or _RANGES.get(loss.feeding or "")
 
 
-def wrongly_fed(flow: Flow) -> Iterator[Fault]:
+def _wrongly_fed(flow: Flow) -> Iterator[Fault]:
     """Of every term of the loss, and of a softmax before it that runs over the batch."""
     loss = flow.loss
     for kind, feeding in loss.parts or ((loss.kind, loss.feeding or ""),):
@@ -32,7 +34,7 @@ def wrongly_fed(flow: Flow) -> Iterator[Fault]:
         yield from _bounded(kind, feeding, loss.classes or 1, _RANGES.get(feeding) if loss.parts else limits(loss))
         yield from _of_probabilities(kind, feeding)
     if loss.normalized_axis == 0 and len(loss.output_shape or ()) > 1 and (flow.batch_size or 0) > 1:
-        yield (
+        yield Fault(
             0.95,
             "The softmax before the loss runs over the samples of the batch (dim=0): each class's probabilities "
             "sum to 1 over the batch, and an answer depends on what else is in it. Expected: a sum of 1 over the "
@@ -41,7 +43,7 @@ def wrongly_fed(flow: Flow) -> Iterator[Fault]:
         )
 
 
-def too_close(flow: Flow) -> Iterator[Fault]:
+def _too_close(flow: Flow) -> Iterator[Fault]:
     """Logits that learn once they are multiplied, and at no learning rate: something holds them together.
 
     They can be so held by a division; or by a bound, and then the loss does fall, but stands far from 0.
@@ -55,7 +57,7 @@ def too_close(flow: Flow) -> Iterator[Fault]:
     with_factor = spread.progress or 0.0
     sign = f"and it reads a {flow.loss.feeding}" if divided else "and with no learning rate as much"
     if with_factor > max(own + _SPREAD, max(rates, default=0.0) + _BY_RATE):
-        yield (
+        yield Fault(
             0.8,
             f"The logits lie too close together for a sure answer: of guessing's loss one batch learnt by heart removes "
             f"{100 * own:.0f} %, with the logits times {spread.factor:g} {100 * with_factor:.0f} %, "
@@ -68,14 +70,14 @@ def too_close(flow: Flow) -> Iterator[Fault]:
 def _of_classes(kind: str, feeding: str) -> Iterator[Fault]:
     """Losses that take raw logits."""
     if kind == "cross_entropy" and feeding in ("softmax", "sigmoid"):
-        yield (
+        yield Fault(
             0.97,
             f"CrossEntropyLoss is given the output of a {feeding}. It expects raw logits and applies "
             f"log-softmax itself, so all logits lie in [0, 1] and the loss cannot fall to 0. Remove the {feeding}.",
             f"remove the {feeding} before the loss",
         )
     if kind == "log_softmax" and feeding == "softmax":
-        yield (
+        yield Fault(
             0.95,
             "The loss takes log-softmax of the output of a softmax, as Categorical(logits=...) does: all logits lie in [0, 1], so "
             "that no answer can become sure. Expected: raw logits, or Categorical(probs=...) for probabilities. Remove the "
@@ -83,7 +85,7 @@ def _of_classes(kind: str, feeding: str) -> Iterator[Fault]:
             "remove the softmax before the loss, or pass probabilities as Categorical(probs=...)",
         )
     if kind == "bce_with_logits" and feeding in ("softmax", "sigmoid"):
-        yield (
+        yield Fault(
             0.97,
             f"BCEWithLogitsLoss is given the output of a {feeding}. It expects raw logits and applies the "
             f"sigmoid itself, so probabilities stay in [0.5, 0.73]. Remove the {feeding}, or use BCELoss.",
@@ -98,7 +100,7 @@ def _bounded(kind: str, feeding: str, classes: int, between: Limits | None) -> I
     low, high = between
     kept = math.log1p((classes - 1) * math.exp(low - high))
     if kept > _BOUNDED:
-        yield (
+        yield Fault(
             0.88,
             f"CrossEntropyLoss is given the output of a {feeding}: all logits lie in [{low:.4g}, {high:.4g}], and with {classes} "
             f"classes even a perfect answer keeps a loss of {kept:.2g}. Expected: raw logits. Remove the {feeding}.",
@@ -109,7 +111,7 @@ def _bounded(kind: str, feeding: str, classes: int, between: Limits | None) -> I
 def _of_probabilities(kind: str, feeding: str) -> Iterator[Fault]:
     """Losses that take logarithms of probabilities."""
     if kind == "nll" and feeding not in _LOGARITHMS:
-        yield (
+        yield Fault(
             0.93,
             f"NLLLoss is given the output of a {feeding}. It expects log-probabilities; as it is, the loss has "
             "no lower bound and its gradient does not depend on how wrong the answer is. Use CrossEntropyLoss on "
@@ -117,10 +119,61 @@ def _of_probabilities(kind: str, feeding: str) -> Iterator[Fault]:
             "use CrossEntropyLoss on raw logits",
         )
     if kind == "kl_div" and feeding in ("softmax", "sigmoid", "linear"):
-        yield (
+        yield Fault(
             0.93,
             f"KLDivLoss is given the output of a {feeding}. It expects log-probabilities first and probabilities "
             "second; as it is, the loss is no divergence and does not end at equal distributions. Use "
             "F.kl_div(F.log_softmax(logits, dim=-1), target).",
             "give KLDivLoss log_softmax of the logits",
         )
+
+
+@dataclass(frozen=True)
+class Feeding(AbstractMismatch):
+    """An activation that the loss applies itself, or one that it needs and does not get."""
+
+    def faults(self, flow: Flow) -> Iterator[Fault]:
+        known = list(_wrongly_fed(flow))
+        yield from known or _too_close(flow)
+
+    @classmethod
+    def healthy(cls) -> tuple[Flow, ...]:
+        base, stuck = _flows.plain(), _flows.plain(stuck=True)
+        fed = [
+            ("cross_entropy", "linear"),
+            ("cross_entropy", "log_softmax"),
+            ("nll", "log_softmax"),
+            ("kl_div", "log_softmax"),
+            ("bce", "sigmoid"),
+        ]
+        changed = (
+            *(replace(base.loss, kind=kind, feeding=op) for kind, op in fed),
+            replace(base.loss, feeding="tanh", classes=2),
+            replace(base.loss, feeding="clamp", limits=(-50.0, 50.0)),
+            replace(base.loss, kind="other", terms=2, parts=tuple(fed)),
+            replace(base.loss, normalized_axis=1, output_shape=(64, 10)),
+        )
+        begun = (base, stuck, _flows.lever(_beginning(stuck), "learning-rate", 10.0))
+        return (*(replace(base, loss=one) for one in changed), *(_flows.lever(one, "logits", 10.0) for one in begun))
+
+    @classmethod
+    def sick(cls) -> tuple[Flow, ...]:
+        base = _flows.plain(stuck=True)
+        loss = base.loss
+        changed = (
+            replace(loss, feeding="softmax"),
+            replace(loss, kind="bce_with_logits", feeding="sigmoid"),
+            replace(loss, kind="nll", feeding="softmax"),
+            replace(loss, kind="kl_div", feeding="softmax"),
+            replace(loss, kind="other", terms=2, parts=(("mse", "linear"), ("cross_entropy", "softmax"))),
+            replace(loss, feeding="linear", normalized_axis=0, output_shape=(64, 10)),
+            replace(loss, feeding="tanh"),
+            replace(loss, feeding="clamp", limits=(-1.0, 1.0)),
+        )
+        return (*(replace(base, loss=one) for one in changed), _flows.lever(_beginning(base), "logits", 10.0))
+
+
+def _beginning(flow: Flow) -> Flow:
+    """Learning one batch by heart ends a third of the way."""
+    third = replace(flow.experiments[0], losses=tuple(_flows.FLOOR * (1 - 0.33 * min(1.0, i / 10)) for i in range(40)))
+    return replace(flow, experiments=(third,))
