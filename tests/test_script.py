@@ -242,7 +242,11 @@ def test_a_compiled_model_runs_eager_only_where_we_look(backend: tuple[str, ...]
 
 
 @pytest.mark.parametrize(
-    "habit", ["lbfgs", "retain", "loader", "functional", "lstm", "pinn", "vae", "transformer", "by_hand", "by_grad"]
+    "habit",
+    [
+        *("lbfgs", "retain", "loader", "functional", "lstm", "pinn", "vae", "transformer", "by_hand", "by_grad"),
+        *("vmapped", "traced"),
+    ],
 )
 def test_habits_leave_no_trace_and_are_seen(habit: str) -> None:
     ran = same("habits.py", habit)

@@ -259,6 +259,39 @@ def vae():
     return model, loss
 
 
+def vmapped():
+    """The network as a function of its weights and of one sample, and its slopes in the loss."""
+    from torch.func import functional_call, jacrev, vmap
+
+    model = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(12):
+        x = torch.randn(32, 3)
+        known = dict(model.named_parameters())
+        out = vmap(lambda weights, one: functional_call(model, weights, (one,)), (None, 0))(known, x)
+        slopes = vmap(jacrev(model))(x)
+        loss = FUNCTIONAL.mse_loss(out, x.sum(1, keepdim=True)) + 0.1 * (slopes - 1).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model, loss
+
+
+def traced():
+    """Made a script of in the middle of the training."""
+    model = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for step in range(12):
+        x = torch.randn(32, 3)
+        if step in (0, 2):
+            torch.jit.trace(model, x)
+        loss = FUNCTIONAL.mse_loss(model(x), x.sum(1, keepdim=True))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model, loss
+
+
 def transformer():
     """A Hugging Face model that computes its own loss from keyword arguments."""
     from transformers import GPT2Config, GPT2LMHeadModel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,9 @@ _LOGARITHMS = ("log_softmax", "log", "log_sigmoid", "logsumexp", "where", "")
 _BOUNDED = 0.3  # nats that a perfect answer keeps
 _SPREAD = 0.35  # of the constant predictor's loss, removed beyond the program's own, when logits are far apart
 _BEGUN = 0.1  # of it: more than a lost gradient removes
+_UNDECIDED = 0.01  # nats from the loss of equal logits: these differ by 0.1 or so
+_LEARNT = 0.7
+_STANDS = 0.03  # of the loss, from one fifth of the steps to the next
 _BY_RATE = 0.2  # of it, by which no learning rate comes as near
 _RANGES = {"sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "relu": (0.0, math.inf)}
 
@@ -49,14 +53,15 @@ def _too_close(flow: Flow) -> Iterator[Fault]:
     They can be so held by a division; or by a bound, and then the loss does fall, but stands far from 0.
     """
     spread = reading.best_lever(flow, "logits", above=1.0)
-    own = reading.progress(flow) or 0.0
-    divided = flow.loss.feeding in ("div", "mul")
-    if spread is None or reading.learns(flow) or not (divided or own > _BEGUN):
+    if spread is None or reading.learns(flow):
         return
-    rates = [e.progress or 0.0 for e in flow.experiments if e.lever == "learning-rate" and not divided]
-    with_factor = spread.progress or 0.0
-    sign = f"and it reads a {flow.loss.feeding}" if divided else "and with no learning rate as much"
-    if with_factor > max(own + _SPREAD, max(rates, default=0.0) + _BY_RATE):
+    own, with_factor = reading.progress(flow) or 0.0, spread.progress or 0.0
+    sure = abs(flow.loss.value - math.log(flow.loss.classes or 2))
+    divided = flow.loss.feeding in ("div", "mul") and sure < _UNDECIDED
+    rates = [e.progress or 0.0 for e in flow.experiments if e.lever == "learning-rate"]
+    bound = own > _BEGUN and _stands(flow) and with_factor > max(_LEARNT, max(rates, default=0.0) + _BY_RATE)
+    if with_factor > own + _SPREAD and (divided or bound):
+        sign = f"and the loss reads a {flow.loss.feeding}" if divided else "and with no learning rate as much"
         yield Fault(
             0.8,
             f"The logits lie too close together for a sure answer: of guessing's loss one batch learnt by heart removes "
@@ -65,6 +70,16 @@ def _too_close(flow: Flow) -> Iterator[Fault]:
             "vectors of unit length, an activation), or multiply by a scale: 10 to 30, or a learnt one.",
             "give the loss logits without a division or bound, or multiply them by a scale (a temperature below 1)",
         )
+
+
+def _stands(flow: Flow) -> bool:
+    """Does learning one batch by heart slow down to nothing?"""
+    losses = next((e.losses for e in flow.experiments if e.lever == "none"), ())
+    fifth = len(losses) // 5
+    if fifth < 2:
+        return False
+    before, end = statistics.median(losses[-2 * fifth : -fifth]), statistics.median(losses[-fifth:])
+    return abs(before - end) < _STANDS * abs(before)
 
 
 def _of_classes(kind: str, feeding: str) -> Iterator[Fault]:

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 _sequence_number = torch._C._autograd._get_sequence_nr
-_compiling, _grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
+_compiling, _tracing, _grad_enabled = torch.compiler.is_compiling, torch._C._get_tracing_state, torch.is_grad_enabled
+wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # inside vmap or grad: it has no numbers of its own
 
-_INNER_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_INNER_WRAPPERS = ("_orig_mod", "_fsdpwrapped_module", "_checkpointwrapped_module")
 
 
 # What is kept of a tensor that crossed a module's border, never the tensor itself: the address of its storage (0: it
@@ -66,6 +67,11 @@ class Call:
         return _unpacked(self.made)
 
 
+def read_elsewhere() -> bool:
+    """Is what runs now read by a compiler or a tracer, which would take our calls for the program's?"""
+    return _compiling() or _tracing() is not None
+
+
 def _facts(value: Any) -> _Packed:
     """Of each tensor in it."""
     if type(value) is Tensor:
@@ -90,9 +96,10 @@ def _storage(tensor: Tensor) -> int:
 
 
 def tensors_in(value: Any, depth: int = 0) -> Iterator[Tensor]:
-    """Tensors inside nested tuples, lists, dicts, dataclasses and model outputs, in order."""
+    """Tensors inside nested tuples, lists, dicts, dataclasses and model outputs, in order; none that has no numbers."""
     if isinstance(value, Tensor):
-        yield value
+        if not wrapped(value):
+            yield value
     elif isinstance(value, dict):
         for part in value.values():
             yield from tensors_in(part, depth + 1)
@@ -134,7 +141,7 @@ class Scopes:
         enter, leave = self.enter, self.leave
 
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if _compiling():
+            if read_elsewhere():
                 return call_of(module, *args, **kwargs)
             changed = enter(module, args)
             output = call_of(module, *(args if changed is None else changed), **kwargs)

@@ -12,12 +12,11 @@ from unvanish.torch.probe.moments import MomentQueue
 from unvanish.torch.probe.naming import Names
 from unvanish.torch.probe.recurrent import TimeWatch
 from unvanish.torch.probe.saved import readable
-from unvanish.torch.probe.scopes import Scopes, tensors_in
+from unvanish.torch.probe.scopes import Scopes, tensors_in, wrapped
 
 _saving_elsewhere = torch._C._autograd._top_saved_tensors_default_hooks
 _KEEP_OUTPUT = frozenset({nn.Tanh, nn.Sigmoid, nn.ReLU})  # their nodes do, so that it can be read later, many at once
 _RNNBase = nn.RNNBase
-_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # inside vmap or grad: it has no numbers of its own
 
 
 class Watcher(Scopes):
@@ -48,13 +47,15 @@ class Watcher(Scopes):
         if type(output) is not Tensor:
             for tensor in tensors_in(output):
                 self._measure(tensor)
+        elif wrapped(output):
+            return True
         elif type(module) not in _KEEP_OUTPUT or not output.is_floating_point() or _saving_elsewhere(False):
             self._measure(output)
         return True
 
     def _measure(self, tensor: Tensor) -> None:
         node = tensor.grad_fn
-        if node is None or _wrapped(tensor):
+        if node is None:
             return
         number = node._sequence_nr()
         if self.moments.claim(number):

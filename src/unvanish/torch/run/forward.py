@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 from torch.utils.hooks import RemovableHandle
 
-from unvanish.torch.probe.scopes import Call, tensors_in
+from unvanish.torch.probe.scopes import Call, read_elsewhere, tensors_in
 from unvanish.torch.probe.watcher import Watcher
 from unvanish.torch.rehearsal.objective import batch_size
 from unvanish.torch.run.frames import keywords_of_call
@@ -96,8 +96,8 @@ class Forward:
         return guarded
 
     def _elsewhere(self) -> bool:
-        """In a worker process, another thread, or under the compiler."""
-        return (os.getpid(), threading.get_ident()) != self._owner or torch.compiler.is_compiling()
+        """In a worker process, another thread, or under a compiler or tracer."""
+        return (os.getpid(), threading.get_ident()) != self._owner or read_elsewhere()
 
     def _entering(self, module: nn.Module, args: Any) -> Any:
         if self._elsewhere():

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
-from unvanish.torch.probe.scopes import tensors_in
+from unvanish.torch.probe.scopes import read_elsewhere, tensors_in, wrapped
 
 _MOST_CALLS = 20_000
 _MOST_BYTES = 1 << 26  # of data: every play makes a copy
@@ -167,24 +167,39 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.autograd.grad:  # our own stands in its place, and has heard of it
             func = getattr(func, "__wrapped__", func)
-        if self.aside or not self._on:
+        if self.aside or not self._on or read_elsewhere():
             return func(*args, **kwargs)
-        shown = _mapped(args, self._shown), _mapped(kwargs, self._shown)  # before an op in place changes them
+        shown = self._guarded(lambda: _mapped((args, kwargs), self._shown))  # before an op in place changes them
         result = func(*args, **kwargs)
-        returned = tuple(tensors_in(result))
-        drawn = func.__name__ in _DRAWS or not self._drawn.isdisjoint(_slots(shown))
+        self._guarded(lambda: self._note(func, shown, result))
+        return result
+
+    def _guarded(self, work: Callable[[], Any]) -> Any:
+        """Whatever goes wrong with us must not stop the user's program."""
+        try:
+            return work() if self._on else None
+        except Exception:
+            self._lost, self._on = True, False
+            return None
+
+    def _note(self, func: Any, shown: Any, result: Any) -> None:
+        """A call that was made."""
+        returned, given = tuple(tensors_in(result)), set(_slots(shown))
+        drawn = func.__name__ in _DRAWS or not self._drawn.isdisjoint(given)
         self._lost |= drawn and func.__name__ in _TO_PYTHON  # a move in a game: another draw would have another answer
-        if returned or (result is None and any(True for _ in tensors_in((args, kwargs)))):
+        if returned or (result is None and given):
             slots = tuple(self._number(tensor) for tensor in returned)
             self._drawn.update(self._number(tensor) for tensor in returned if drawn and not tensor.requires_grad)
-            self._calls.append(Called(func, *shown, slots, torch.is_grad_enabled(), _autocast()))
+            self._calls.append(Called(func, shown[0], shown[1], slots, torch.is_grad_enabled(), _autocast()))
             self._lost |= len(self._calls) > _MOST_CALLS
-            self._on = not self._lost
-        return result
+        self._on = not self._lost
 
     def _shown(self, part: Any) -> Any:
         """An argument as it is noted down; a tensor that comes from outside is taken in."""
         if not isinstance(part, Tensor):
+            return part
+        if wrapped(part):  # inside vmap or grad
+            self._lost = True
             return part
         known = self._known(part)
         if known is not None:
