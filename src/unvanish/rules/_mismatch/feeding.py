@@ -56,8 +56,8 @@ def _too_close(flow: Flow) -> Iterator[Fault]:
     if spread is None or reading.learns(flow):
         return
     own, with_factor = reading.progress(flow) or 0.0, spread.progress or 0.0
-    sure = abs(flow.loss.value - math.log(flow.loss.classes or 2))
-    divided = flow.loss.feeding in ("div", "mul") and sure < _UNDECIDED
+    apart = abs(flow.loss.value - math.log(flow.loss.classes or 2))
+    divided = flow.loss.feeding in ("div", "mul") and apart < _UNDECIDED
     rates = [e.progress or 0.0 for e in flow.experiments if e.lever == "learning-rate"]
     bound = own > _BEGUN and _stands(flow) and with_factor > max(_LEARNT, max(rates, default=0.0) + _BY_RATE)
     if with_factor > own + _SPREAD and (divided or bound):

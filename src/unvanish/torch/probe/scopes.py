@@ -20,7 +20,7 @@ _sequence_number = torch._C._autograd._get_sequence_nr
 _compiling, _tracing, _grad_enabled = torch.compiler.is_compiling, torch._C._get_tracing_state, torch.is_grad_enabled
 wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # inside vmap or grad: it has no numbers of its own
 
-_INNER_WRAPPERS = ("_orig_mod", "_fsdpwrapped_module", "_checkpointwrapped_module")
+_INNER_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 # What is kept of a tensor that crossed a module's border, never the tensor itself: the address of its storage (0: it

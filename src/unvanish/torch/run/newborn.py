@@ -22,6 +22,7 @@ class Newborn:
 
     def __init__(self) -> None:
         self.found: NonFinite | None = None
+        self.left_out: NonFinite | None = None  # by a GradScaler, as long as it has left out every step
 
     def at_rest(self, loss: Tensor, roots: Roots, tracks: Sequence[Track]) -> None:
         """Find it in a loss that is not finite, at a step that is not looked at; the first of each optimizer counts."""
@@ -34,21 +35,24 @@ class Newborn:
 
     def after(self, seen: Seen, gradients: Gradients, names: Names) -> None:
         """Find it in a backward pass that was looked at."""
-        if self.found is None:
-            self.found = seen.birth or _in_gradients(seen, gradients, names)
+        born = seen.birth or _in_gradients(seen, gradients, names)
+        if seen.scale is not None and seen.birth is None:  # Inf is how a scale is found
+            self.left_out = born
+        elif self.found is None:
+            self.found = born
 
     def followed(self, track: Track, *, skipped: bool) -> None:
         """A step of this optimizer followed; one that a GradScaler left out does no harm."""
         if skipped:
             return
+        self.left_out = None
         if self.found is not None and track.nonfinite is None:
             track.nonfinite = replace(self.found, step=track.count)
         self.found = None
 
 
 def _in_gradients(seen: Seen, gradients: Gradients, names: Names) -> NonFinite | None:
-    """Inf under a GradScaler is how it finds its scale."""
-    if seen.scale is not None or all(math.isfinite(norm) for norm in seen.norms.values()):
+    if all(math.isfinite(norm) for norm in seen.norms.values()):
         return None
     named = {names.parameters.get(key, "a parameter"): gradient for key, gradient in gradients.items()}
     return find_backward_birth(seen.sites, named, 0)

@@ -199,7 +199,7 @@ class Watch:
 
     def birth(self) -> NonFinite | None:
         """Of a NaN or Inf that no step has followed yet."""
-        return self.outputs.birth or self._newborn.found
+        return self.outputs.birth or self._newborn.found or self._newborn.left_out
 
     def stopped(self) -> bool:
         """Were the wanted number of steps made, and the script not waited for?"""
