@@ -56,12 +56,12 @@ def _too_close(flow: Flow) -> Iterator[Fault]:
     if spread is None or reading.learns(flow):
         return
     own, with_factor = reading.progress(flow) or 0.0, spread.progress or 0.0
-    apart = abs(flow.loss.value - math.log(flow.loss.classes or 2))
-    divided = flow.loss.feeding in ("div", "mul") and apart < _UNDECIDED
+    read = {feeding for _, feeding in flow.loss.parts} or {flow.loss.feeding or ""}
+    divided = read <= {"div", "mul"} and own < _BEGUN and _undecided(flow.loss)
     rates = [e.progress or 0.0 for e in flow.experiments if e.lever == "learning-rate"]
     bound = own > _BEGUN and _stands(flow) and with_factor > max(_LEARNT, max(rates, default=0.0) + _BY_RATE)
     if with_factor > own + _SPREAD and (divided or bound):
-        sign = f"and the loss reads a {flow.loss.feeding}" if divided else "and with no learning rate as much"
+        sign = f"and the loss reads a {min(read)}" if divided else "and with no learning rate as much"
         yield Fault(
             0.8,
             f"The logits lie too close together for a sure answer: of guessing's loss one batch learnt by heart removes "
@@ -70,6 +70,12 @@ def _too_close(flow: Flow) -> Iterator[Fault]:
             "vectors of unit length, an activation), or multiply by a scale: 10 to 30, or a learnt one.",
             "give the loss logits without a division or bound, or multiply them by a scale (a temperature below 1)",
         )
+
+
+def _undecided(loss: LossView) -> bool:
+    """Is the first loss that of equal logits, as far as the number of classes is known?"""
+    known = loss.classes or (2 if loss.kind == "bce_with_logits" else None)
+    return known is None or abs(loss.value - math.log(known)) < _UNDECIDED
 
 
 def _stands(flow: Flow) -> bool:

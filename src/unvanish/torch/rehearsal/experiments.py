@@ -63,7 +63,7 @@ def experiments(
         levers += [("learning-rate-level", 1.0)] if _uneven(flow) else []
         levers += [("eps", _USUAL_EPS / eps) for eps in _large_eps(flow)]
         levers += [("weight-decay", 0.0)] if _decays_strongly(flow) else []
-        levers += [("logits", factor) for factor in _LOGITS if flow.loss.kind in ("cross_entropy", "bce_with_logits")]
+        levers += [("logits", factor) for factor in _LOGITS if _of_logits(flow)]
         levers += [("dropout", 0.0)] if any(module.p >= _STRONG_DROPOUT for module in dropouts(model)) else []
     if reached >= ENOUGH and len(batches) > 1 and _too_brisk(flow):
         levers += [("learning-rate-in-training", factor) for factor in _SLOWER]
@@ -126,6 +126,12 @@ def _large_eps(flow: Flow) -> tuple[float, ...]:
     view = flow.optimizer
     large = view is not None and view.given and view.adaptive and (view.eps or 0.0) > _LARGE_EPS
     return (view.eps,) if large and view is not None and view.eps is not None else ()
+
+
+def _of_logits(flow: Flow) -> bool:
+    """Does the loss, or every term of it, take logits?"""
+    kinds = {kind for kind, _ in flow.loss.parts} or {flow.loss.kind}
+    return kinds <= {"cross_entropy", "bce_with_logits"}
 
 
 def _uneven(flow: Flow) -> bool:

@@ -23,18 +23,14 @@ _MOST_CALLS = 20_000
 _MOST_BYTES = 1 << 26  # of data: every play makes a copy
 _ORDINARY = (Tensor, nn.Parameter)
 _DRAWS = {
-    *("rand", "randn", "randint", "rand_like", "randn_like", "randint_like", "randperm", "normal", "bernoulli"),
-    *(
-        "multinomial",
-        "poisson",
-        "binomial",
-        "_standard_gamma",
-        "_sample_dirichlet",
-        "normal_",
-        "uniform_",
-        "bernoulli_",
-    ),
-    *("exponential_", "random_", "geometric_", "cauchy_", "log_normal_"),
+    "normal",
+    "bernoulli",
+    "multinomial",
+    "poisson",
+    "binomial",
+    "_standard_gamma",
+    "_sample_dirichlet",
+    "bernoulli_",
 }
 _TO_PYTHON = {"item", "tolist", "numpy", "__array__", "__int__", "__index__", "__float__", "__bool__"}
 
@@ -129,7 +125,8 @@ class Recorder(TorchFunctionMode):
         self._data: dict[int, Tensor] = {}
         self._bytes = self._count = 0
         self._random: dict[int, Tensor] = {}
-        self._drawn: set[int] = set()  # slots of what was drawn, or made of that without a gradient
+        self._made: set[int] = set()  # slots of what the program's weights went into
+        self._drawn: set[int] = set()  # and of those that were drawn by it, or made of such draws without a gradient
 
     def begin(self) -> None:
         """Listen from here on. Other modes that are on already may end before us, and take us for themselves."""
@@ -185,10 +182,12 @@ class Recorder(TorchFunctionMode):
     def _note(self, func: Any, shown: Any, result: Any) -> None:
         """A call that was made."""
         returned, given = tuple(tensors_in(result)), set(_slots(shown))
-        drawn = func.__name__ in _DRAWS or not self._drawn.isdisjoint(given)
+        made = not self._made.isdisjoint(given)
+        drawn = (made and func.__name__ in _DRAWS) or not self._drawn.isdisjoint(given)
         self._lost |= drawn and func.__name__ in _TO_PYTHON  # a move in a game: another draw would have another answer
         if returned or (result is None and given):
             slots = tuple(self._number(tensor) for tensor in returned)
+            self._made.update(slots if made else ())
             self._drawn.update(self._number(tensor) for tensor in returned if drawn and not tensor.requires_grad)
             self._calls.append(Called(func, shown[0], shown[1], slots, torch.is_grad_enabled(), _autocast()))
             self._lost |= len(self._calls) > _MOST_CALLS
@@ -208,6 +207,7 @@ class Recorder(TorchFunctionMode):
         if part.requires_grad:
             self._lost |= not part.is_leaf  # what it was made of was not heard
             self._leaves[number] = part
+            self._made.add(number)
         else:
             self._bytes += part.numel() * part.element_size()
             self._lost |= self._bytes > _MOST_BYTES or part.layout is not torch.strided

@@ -22,6 +22,8 @@ _MEANS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "bce": F.binary_cross_entropy,
     "bce_with_logits": F.binary_cross_entropy_with_logits,
 }
+_BENDS = {"smooth_l1": "beta", "huber": "delta"}  # losses that are square up to a bend; what autograd calls it
+_HALVINGS = 50
 
 
 @dataclass(slots=True)
@@ -50,17 +52,20 @@ _SIGNS = 2  # values of a hinge's targets
 _ONE_CLASS = 1e-6  # nats; less is the rounding of a batch with a single class
 
 
-def constant_loss(kind: str, target: Tensor, ignore_index: int = -100, weight: Tensor | None = None) -> float | None:
+def constant_loss(
+    kind: str, target: Tensor, ignore_index: int = -100, weight: Tensor | None = None, bend: float = 1.0
+) -> float | None:
     r"""Mean loss of the best prediction that does not look at the input.
 
     .. math:: H(p) \text{ (cross-entropy)},\quad \mathrm{Var}(y) \text{ (MSE)},\quad
-              E|y - \mathrm{med}(y)| \text{ (L1)},\quad \min_c E \max(0, 1 - y c) \text{ (hinge)}
+              E|y - \mathrm{med}(y)| \text{ (L1)},\quad \min_c E\, \ell(y, c) \text{ (hinge, smooth L1, Huber)}
 
     Args:
-        kind: "cross_entropy", "nll", "bce", "bce_with_logits", "mse", "l1" or "hinge".
+        kind: "cross_entropy", "nll", "bce", "bce_with_logits", "mse", "l1", "smooth_l1", "huber" or "hinge".
         target: targets of one batch, samples along axis 0.
         ignore_index: class index that does not count.
         weight: weight of each class (cross-entropy only).
+        bend: distance from which smooth L1 (its beta) and Huber (its delta) are straight.
 
     Returns:
         The loss in nats or squared / absolute units, None where it is unknown or 0 (a batch of one).
@@ -79,11 +84,29 @@ def constant_loss(kind: str, target: Tensor, ignore_index: int = -100, weight: T
         return _positive(float(rows.var(dim=0, unbiased=False).mean()))
     if kind == "l1":
         return _positive(float((rows - rows.median(dim=0).values).abs().mean()))
+    if kind in _BENDS and bend > 0:
+        return _positive(float(_bent(kind, _middle(rows, bend), rows, bend)))
     if kind == "hinge":  # convex with a bend at each 1 / y: the minimum of each output is at one of them, or at 0
         constants = [0.0, *(1 / float(y) for y in torch.unique(rows) if y)]
         losses = torch.stack([(1 - c * rows).clamp(min=0).mean(dim=0) for c in constants])
         return _positive(float(losses.amin(dim=0).mean()))
     return None
+
+
+def _bent(kind: str, output: Tensor, target: Tensor, bend: float) -> Tensor:
+    return (
+        F.smooth_l1_loss(output, target, beta=bend) if kind == "smooth_l1" else F.huber_loss(output, target, delta=bend)
+    )
+
+
+def _middle(rows: Tensor, bend: float) -> Tensor:
+    """The constant of each output at which the slopes of a bent loss, which grow with it, cancel out; by halving."""
+    low, high = rows.amin(dim=0), rows.amax(dim=0)
+    for _ in range(_HALVINGS):
+        centre = (low + high) / 2
+        above = (centre - rows).clamp(-bend, bend).mean(dim=0) > 0
+        low, high = torch.where(above, low, centre), torch.where(above, centre, high)
+    return ((low + high) / 2).expand_as(rows)
 
 
 def _class_entropy(kept: Tensor, weight: Tensor | None) -> float | None:
@@ -120,7 +143,8 @@ def _best(reading: Reading, target: Tensor) -> float | None:
     """Mean loss of the best constant prediction; None for weights whose effect on it is not known."""
     if reading.kind not in _CLASSES and any(reading.option(name) is not None for name in ("weight", "pos_weight")):
         return None
-    return constant_loss(reading.kind, target, reading.ignored, reading.option("weight"))
+    bend = reading.option(_BENDS.get(reading.kind, ""))
+    return constant_loss(reading.kind, target, reading.ignored, reading.option("weight"), bend or 1.0)
 
 
 def level_of(reading: Reading) -> float | None:
@@ -168,6 +192,8 @@ def _own_mean(reading: Reading) -> float | None:
             return float(F.nll_loss(saved, target, weight, ignore_index=reading.ignored))
         if saved.shape != target.shape:
             return None
+        if reading.kind in _BENDS:
+            return float(_bent(reading.kind, saved, target.double(), reading.option(_BENDS[reading.kind])))
         loss = _MEANS.get(reading.kind)
         return None if loss is None else float(loss(saved, target.double()))
 

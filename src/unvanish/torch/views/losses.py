@@ -138,7 +138,15 @@ def read_loss(vertex: Vertex) -> Reading:
         target = getattr(vertex.node, "_saved_target", None)
     if kind == "nll" and reads is not None and reads.op == "log_softmax":
         kind, reads = "cross_entropy", _site_below(reads)
-    return Reading(vertex, kind, _past_guards(reads), saved, target, axis)
+    return Reading(vertex, kind, _past_guards(_before_joint(reads)), saved, target, axis)
+
+
+def _before_joint(vertex: Vertex | None) -> Vertex | None:
+    """Of several tensors put together, the op that made each of them, where it is the same: the steps of a loop."""
+    if vertex is None or vertex.op not in ("stack", "cat"):
+        return vertex
+    made = [_shown(one) for one in vertex.below]
+    return made[0] if len({one.op for one in made if one is not None}) == 1 and None not in made else vertex
 
 
 def _past_guards(vertex: Vertex | None) -> Vertex | None:
@@ -162,10 +170,14 @@ def _past(vertex: Vertex | None, ops: tuple[str, ...]) -> Vertex | None:
 
 def _site_below(vertex: Vertex) -> Vertex | None:
     """The op whose output this one reads, past views and dropout-free plumbing."""
-    below = vertex.below[0] if vertex.below else None
-    while below is not None and below.hidden:
-        below = below.below[0] if below.below else None
-    return below
+    return _shown(vertex.below[0]) if vertex.below else None
+
+
+def _shown(vertex: Vertex | None) -> Vertex | None:
+    """The vertex, or the first below it that is not hidden."""
+    while vertex is not None and vertex.hidden:
+        vertex = vertex.below[0] if vertex.below else None
+    return vertex
 
 
 def _feeding(root: Vertex | None) -> Vertex | None:
