@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from unvanish import reading, theory
 from unvanish.rules import _flows, _words
+from unvanish.rules._factors import faint, flow_with_factors
 from unvanish.types import Evidence, Experiment, Finding, Flow, Moments, Site
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
@@ -24,7 +25,8 @@ class Initialization(AbstractRule):
     and after 12 to 30 layers nothing is left of the gradient, nor of the difference between samples (separation).
     Weights far above critical in the last layer make logits that are sure of wrong answers: the first loss is many times
     that of a guess.  No optimizer and no learning rate brings back information that float32 has rounded away; new
-    weights do.  One tiny layer in the middle has the same sign, at one place.
+    weights do.  One tiny layer in the middle has the same sign, at one place.  Two tiny embeddings that are multiplied
+    with one another stay at their saddle, for each gets a gradient as large as the other.
 
     Cure: critical initial weights (orthogonal or Gaussian with the activation's gain, He for ReLU; for sigmoid also a
     compensating bias), or normalisation with residual connections.
@@ -54,7 +56,7 @@ class Initialization(AbstractRule):
     )
 
     def check(self, flow: Flow) -> Finding | None:
-        return self._weak(flow) or self._loud(flow)
+        return self._weak(flow) or self._loud(flow) or self._faint(flow)
 
     def _weak(self, flow: Flow) -> Finding | None:
         fall = reading.fall(flow)
@@ -102,6 +104,31 @@ class Initialization(AbstractRule):
                 "tied to an embedding: draw that with a standard deviation of 0.02, and scale its output up",
             ),
             source="Glorot and Bengio 2010, section 4.2; Vaswani et al. 2017, arXiv:1706.03762, section 3.4 (shared weights)",
+        )
+
+    def _faint(self, flow: Flow) -> Finding | None:
+        """Factors near a saddle: each gets a gradient as large as the other is."""
+        factors = faint(flow)
+        if not factors:
+            return None
+        sizes = [site.forward.rms for site in factors if site.forward is not None]
+        cure = "draw these embeddings with a standard deviation of 0.1 or so, such that the first products are not all zero"
+        return Finding(
+            cause=self.cause,
+            where=reading.names(factors),
+            confidence=0.8,
+            severity="high",
+            evidence=(
+                Evidence("rms of the embeddings", max(sizes), "", "0.1 to 1"),
+                *reading.learning_evidence(flow),
+            ),
+            message=(
+                f"{' and '.join(reading.names(factors))} are multiplied with one another and start with an rms of {max(sizes):.2g}: their "
+                "products are nearly zero, and each gets a gradient only as large as the other. They hardly leave this saddle. "
+                f"Expected: factors of 0.1 to 1. To mend it: {cure}."
+            ),
+            remedies=(cure, "or an adaptive optimizer, whose steps do not depend on the size of the gradient"),
+            source="Saxe et al. 2014, arXiv:1312.6120, section 1 (slow escape from the saddle of a product of small weights)",
         )
 
     def _copes(self, flow: Flow, fall: float, by_weights: float) -> bool:
@@ -190,6 +217,8 @@ class Initialization(AbstractRule):
             _bypassed(stuck=False),
             _dying(stuck=False),
             _shouting(1.5),
+            flow_with_factors(0.3),
+            flow_with_factors(1e-4, stuck=False),
             replace(_shouting(60.0), steps=_flows.plain().steps, experiments=_flows.plain().experiments),
         )
 
@@ -210,6 +239,7 @@ class Initialization(AbstractRule):
             _bypassed(stuck=True),
             _dying(stuck=True),
             _shouting(60.0),
+            flow_with_factors(1e-4),
         )
 
 
