@@ -63,7 +63,8 @@ class Precision(AbstractRule):
             p for p in reading.trainable(flow) if p.dtype in _LOW and len(p.shape) > 1 and p.unchanged is not None
         ]
         stuck = [p for p in weights if (p.unchanged or 0) >= self.unchanged and p.log_grad not in (None, -math.inf)]
-        tried = flow.optimizer is not None and any(rate > 0 for rate in flow.optimizer.learning_rates)
+        rates = flow.optimizer.learning_rates if flow.optimizer is not None else (0.0,)
+        tried = any(rate > 0 for rate in rates) or not rates  # some optimizers have none, nor has who steps by hand
         if not stuck or not tried or 2 * len(stuck) < len(weights) or (reading.trains(flow) or 0) > 0.3:
             return None
         share = sum(p.unchanged or 0 for p in stuck) / len(stuck)

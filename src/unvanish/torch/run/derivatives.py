@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from unvanish.torch.run.by_hand import ByHand
 from unvanish.torch.run.track import Track
 
 
@@ -22,6 +23,7 @@ class Derivatives:
         self._watched = False
         self._backward = False  # the program calls backward(), so it trains by that
         self._doubled = -1  # steps made when a derivative was last made to be differentiated again
+        self._met: dict[int, tuple[int, float]] = {}  # weights of a program without an optimizer, as they were
 
     def loss_of(self, tracks: Sequence[Track], outputs: Any, inputs: Any, *, plain: bool, again: bool) -> Tensor | None:
         """The loss that this call goes back from, if it is a training step's; else None.
@@ -34,7 +36,8 @@ class Derivatives:
             again: the derivative is to be differentiated again (``create_graph``).
         """
         losses, weights = parts(outputs), parts(inputs)
-        mine = plain and not self._backward and len(losses) == 1 and any(_hold(track, weights) for track in tracks)
+        asked = plain and not self._backward and len(losses) == 1
+        mine = asked and (any(_hold(track, weights) for track in tracks) or self._moves(tracks, weights))
         if mine and again:
             self._doubled = _steps(tracks)
         if not mine or self._doubled == _steps(tracks) or losses[0].numel() != 1:
@@ -42,6 +45,15 @@ class Derivatives:
             return None
         self._watched = True
         return losses[0]
+
+    def _moves(self, tracks: Sequence[Track], weights: tuple[Tensor, ...]) -> bool:
+        """Without any optimizer: are these the parameters of the call before, and other numbers by now?"""
+        if any(track.name != ByHand.__name__ for track in tracks) or not all(
+            isinstance(w, nn.Parameter) for w in weights
+        ):
+            return False
+        before, self._met = self._met, {id(weight): _state(weight) for weight in weights}
+        return before.keys() == self._met.keys() and before != self._met
 
     def backward(self) -> bool:
         """``backward()`` was called; True if calls of ``grad`` were taken for training until now: not again."""
@@ -56,6 +68,11 @@ def parts(value: Any) -> tuple[Tensor, ...]:
         return (value,)
     several = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
     return tuple(one for one in several if isinstance(one, Tensor))
+
+
+def _state(weight: Tensor) -> tuple[int, float]:
+    """What changes when its numbers do: autograd's count, or, for changes by ``.data``, its sum."""
+    return weight._version, float(weight.detach().sum())
 
 
 def _hold(track: Track, weights: tuple[Tensor, ...]) -> bool:

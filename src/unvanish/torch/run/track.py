@@ -149,9 +149,11 @@ class Track:
         self.sources.add(source.clock)
         self.reached.update(source.leaves)
         parameters = begun.parameters or self._look_at(optimizer, mine[:1], named, names)
+        met = {name: log(source.norms[id(p)]) for name, p in own.items() if id(p) in source.norms}
         if closure:  # it was called again since: take the gradients of the first call
-            first = {name: log(source.norms[id(p)]) for name, p in own.items() if id(p) in source.norms}
-            parameters = tuple(replace(p, log_grad=first.get(p.name, p.log_grad)) for p in parameters)
+            parameters = tuple(replace(p, log_grad=met.get(p.name, p.log_grad)) for p in parameters)
+        elif source.apart:  # they need not come into ``.grad``
+            parameters = tuple(replace(p, log_grad=met.get(p.name)) if p.log_grad is None else p for p in parameters)
         parameters = with_updates(
             parameters, {name: measured[str(id(p))] for name, p in own.items() if str(id(p)) in measured}
         )
