@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -91,3 +92,38 @@ def test_an_analysis_before_the_training_is_no_step_of_it() -> None:
     (one,), (other,) = trained(5, by_grad=False, analysed=True).roster.tracks, trained(5, by_grad=False).roster.tracks
     assert list(one.losses.values) == list(other.losses.values)
     assert one.record.facts == other.record.facts
+
+
+class Bare:
+    """A program without an optimizer, whose step is made of what ``grad`` returns."""
+
+    def __init__(self, *, moves: bool = True, by_data: bool = False) -> None:
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1))
+        self.watch = Watch(lambda *_: None, lambda _: None, None)
+        self.losses = []
+        with watching(self.watch):
+            for _ in range(30):
+                loss = self.net(torch.ones(3, 2)).pow(2).mean()
+                self.losses.append(loss.item())
+                gradients = torch.autograd.grad(loss, list(self.net.parameters()))
+                with torch.no_grad():
+                    for weight, gradient in zip(self.net.parameters() if moves else (), gradients, strict=False):
+                        (weight.data if by_data else weight).sub_(0.1 * gradient)
+        assert self.watch.broken is None, self.watch.broken
+
+
+@pytest.mark.parametrize("by_data", [False, True])
+def test_a_training_without_an_optimizer_is_seen_from_its_second_step(by_data: bool) -> None:
+    bare = Bare(by_data=by_data)
+    (track,) = bare.watch.roster.tracks
+    assert list(track.losses.values) == pytest.approx(bare.losses[1:-1])
+    names = [p.name for p in track.looks[0].seen.parameters]
+    assert names == ["net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias"]
+    assert all(p.log_grad is not None and p.log_update is not None for p in track.looks[-1].seen.parameters)
+
+
+def test_gradients_of_weights_that_stay_are_no_training() -> None:
+    bare = Bare(moves=False)
+    assert not bare.watch.roster.tracks
+    assert bare.watch.derivatives.others == 30

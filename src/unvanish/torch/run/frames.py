@@ -28,6 +28,12 @@ def find_root(module: nn.Module) -> tuple[str, nn.Module]:
     return name, root
 
 
+def find_owner(parameter: Tensor) -> nn.Module | None:
+    """A module in reach of the running frames that has this parameter."""
+    modules = (value for _, value in _held() if isinstance(value, nn.Module))
+    return next((one for one in modules if any(parameter is own for own in one.parameters())), None)
+
+
 def find_name(tensor: Tensor) -> str | None:
     """The user's name for a tensor, such as "w1" or "weights.0"; None where no running frame holds it."""
     return next((name for name, value in _held() if value is tensor), None)

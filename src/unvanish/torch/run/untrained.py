@@ -8,7 +8,7 @@ from unvanish.torch.run.watch import Watch
 
 _IMPORT = 1.0  # seconds of processor time: what is less did not even import PyTorch
 _ONLY = "only the main thread of the main process is watched."
-_GRAD = "watched only where one number is derived by the parameters of a torch.optim optimizer, and torch.func's never."
+_GRAD = "watched only where one number is derived by parameters that change from call to call, and torch.func's never."
 
 
 def processes_seconds() -> float:

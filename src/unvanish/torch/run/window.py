@@ -14,6 +14,7 @@ from unvanish.torch.rehearsal.objective import inputs_of
 from unvanish.torch.run.batch import Batch, batch_of
 from unvanish.torch.run.birth import find_birth
 from unvanish.torch.run.forward import Entered, Forward
+from unvanish.torch.run.frames import find_owner
 from unvanish.torch.run.outputs import Outputs
 from unvanish.torch.run.roots import Roots
 from unvanish.torch.run.seen import Gradients, Pending, Seen, gradient_norms
@@ -97,7 +98,14 @@ class Window:
         return seen
 
     def _adopt_loose(self, parameters: list[Tensor]) -> None:
-        """Name the parameters that belong to no module, in the order of their optimizer."""
+        """Name the parameters that belong to no module, in the order of their optimizer.
+
+        Where no network was called before our eyes, as in the first pass of a program without an optimizer, their owner
+        is looked for first.
+        """
+        for parameter in parameters if not self._roots.networks() else ():
+            if id(parameter) not in self._roots.names.parameters and (owner := find_owner(parameter)) is not None:
+                self._roots.adopt(owner)
         loose = [
             (at, p)
             for p in parameters
