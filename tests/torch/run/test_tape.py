@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
+from unvanish.torch.run.recorder import Recorder
 from unvanish.torch.run.replay import Played
-from unvanish.torch.run.tape import Recorder, Tape
+from unvanish.torch.run.tape import Tape
 
 Program = Callable[[nn.Module], Tensor]
 
@@ -218,10 +219,10 @@ def test_numbers_that_are_only_shown_are_no_moves() -> None:
 
 
 def test_what_is_too_much_is_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unvanish.torch.run.tape._MOST_CALLS", 3)
+    monkeypatch.setattr("unvanish.torch.run.recorder._MOST_CALLS", 3)
     assert recorded(small(), equation)[1] is None
-    monkeypatch.setattr("unvanish.torch.run.tape._MOST_CALLS", 1000)
-    monkeypatch.setattr("unvanish.torch.run.tape._MOST_BYTES", 10)
+    monkeypatch.setattr("unvanish.torch.run.recorder._MOST_CALLS", 1000)
+    monkeypatch.setattr("unvanish.torch.run.recorder._MOST_BYTES", 10)
     assert recorded(small(), lambda model: model(x).sum())[1] is None
 
 

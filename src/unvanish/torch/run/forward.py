@@ -19,8 +19,8 @@ from unvanish.torch.rehearsal.objective import batch_size
 from unvanish.torch.run.frames import keywords_of_call
 from unvanish.torch.run.outputs import Outputs
 from unvanish.torch.run.quiet import Silence, unheard
+from unvanish.torch.run.recorder import Recorder
 from unvanish.torch.run.roots import Roots, is_loss
-from unvanish.torch.run.tape import Recorder
 
 _MOST_CALLS = 200_000  # module calls kept while no backward pass comes: a program that only infers
 _MOST_ENTERED = 32
