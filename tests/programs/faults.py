@@ -99,6 +99,38 @@ def skipped_in_function(sick):
     train()
 
 
+def scaled_roots(sick):
+    """Distances of all pairs, each sample's to itself among them; a GradScaler leaves every step out."""
+    net = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3))
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    for _ in range(40):
+        x = torch.randn(24, 4)
+        made = net(x)
+        squared = (made[:, None] - made[None]).square().sum(-1)
+        known = (x[:, None, :2] - x[None, :, :2]).norm(dim=-1)
+        loss = ((squared if sick else squared + 1e-6).sqrt() - known).square().mean()
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+
+def late_root(sick):
+    """Pairs, of which one is of equals at a step that nobody looks at: the loss is finite, its gradient is not."""
+    net = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3))
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    for step in range(60):
+        one, other = torch.randn(2, 24, 4)
+        if step == 33:
+            other[0] = one[0]
+        squared = (net(one) - net(other)).square().sum(-1)
+        loss = ((squared if sick else squared + 1e-6).sqrt() - (one - other)[:, :2].norm(dim=-1)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
 def forbidden(sick):
     """Actions that are forbidden have a logit of -inf, which is meant; nothing is trained."""
     net = nn.Linear(4, 3)

@@ -37,6 +37,8 @@ def findings(folder: Path, *arguments: str, steps: int | None = None) -> tuple[i
         ("mostly_skipped", "non-finite", "softmax"),
         ("skipped_in_function", "non-finite", "loss"),
         ("stops", "non-finite", "div"),
+        ("scaled_roots", "non-finite", "sqrt"),
+        ("late_root", "non-finite", "sqrt"),
         ("piling", "learning-rate-high", "optimizer"),
         ("two_networks", "disconnected", "policy.0"),
         ("never_steps", "disconnected", "policy.0"),
