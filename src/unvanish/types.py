@@ -51,8 +51,7 @@ class Site:
     whose outputs it reads; ``depth`` is the number of sites on the longest path up to here.  ``nonfinite_gradient``
     counts the NaN and Inf in the gradient that arrives.  ``normalized_count``: over how many elements a normalisation
     takes its statistics, or a softmax sums to 1; ``saturated``: share of elements on a flat part, or of one-hot rows.
-    ``custom``: its derivative is the user's own code; ``crossed``: a softmax that sums to 1 along one axis, while the
-    matrix product that reads it sums along another.
+    ``custom``: its derivative is the user's own code.
     """
 
     name: str
@@ -75,7 +74,6 @@ class Site:
     nonfinite_gradient: int = 0
     normalized_count: int | None = None
     custom: bool = False
-    crossed: bool = False
 
     @property
     def label(self) -> str:
@@ -178,7 +176,8 @@ class LossView:
     kind of the only one of several terms whose constant prediction is known, None where there is no such one;
     ``term_level`` = what it gives, in units of what that prediction would; ``term_share`` = what it gives beside all
     terms (without a factor that the user put on it; None where it is reduced by hand); ``limits`` = between which the
-    program itself keeps what the loss reads (clamp, hardtanh).
+    program itself keeps what the loss reads (clamp, hardtanh); ``crossed`` = the shape of a softmax on the way that
+    sums to 1 along one axis, while the matrix product that reads it sums along another.
     """
 
     value: float
@@ -204,6 +203,7 @@ class LossView:
     term_level: float | None = None
     term_share: float | None = None
     limits: tuple[float, float] | None = None
+    crossed: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

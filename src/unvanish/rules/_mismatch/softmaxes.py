@@ -39,7 +39,7 @@ class Softmaxes(AbstractMismatch):
 
     def _over_queries(self, flow: Flow) -> Iterator[Fault]:
         """Attention weights that sum to 1 over those who ask, not over what each of them attends to."""
-        along = [s for s in flow.sites if s.crossed]
+        along = [s for s in flow.sites if s.kind == "softmax" and s.shape == flow.loss.crossed]
         if along and (reading.trains(flow) or 0.0) < self.attends:
             yield Fault(
                 0.85, f"The softmax at {along[0].label}, of shape {along[0].shape}, makes the weights sum to 1 along one axis, and the "
@@ -78,16 +78,16 @@ class Softmaxes(AbstractMismatch):
 
     @classmethod
     def healthy(cls) -> tuple[Flow, ...]:
-        base = _flows.plain()
-        return (_attending(6), _with(base, replace(_attending(6).sites[-1], crossed=True)))
+        return (_attending(6), replace(_attending(6), loss=replace(_flows.plain().loss, crossed=(64, 6, 6))))
 
     @classmethod
     def sick(cls) -> tuple[Flow, ...]:
         base = _flows.plain(stuck=True)
         alone = Site("choose", "softmax", "softmax", 99, (32, 6, 1), normalized_count=1)
-        crossed = replace(alone, shape=(32, 6, 6), normalized_count=6, crossed=True)
+        weights = replace(alone, shape=(32, 6, 6), normalized_count=6)
+        crossed = replace(_with(base, weights), loss=replace(base.loss, crossed=(32, 6, 6)))
         rectified = replace(base, loss=replace(base.loss, feeding="relu"), sites=_flows.plain(activation="relu").sites)
-        return (_attending(64), _with(base, alone), _with(base, crossed), rectified)
+        return (_attending(64), _with(base, alone), crossed, rectified)
 
 
 def _with(flow: Flow, site: Site) -> Flow:

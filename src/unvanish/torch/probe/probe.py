@@ -31,7 +31,7 @@ from unvanish.torch.probe.ops import VIEWS
 from unvanish.torch.probe.recurrent import TimeWatch
 from unvanish.torch.probe.saved import kept_output
 from unvanish.torch.probe.sites import Measured, describe, merge_units, normalized_count
-from unvanish.torch.probe.softmax import crossed_by, one_hot_share, softmax_axis
+from unvanish.torch.probe.softmax import one_hot_share, softmax_axis
 from unvanish.torch.probe.watcher import Watcher
 from unvanish.types import Moments, Site
 
@@ -62,7 +62,6 @@ class Probe:
         self._norms = Norms()
         self._counts: dict[int, int | None] = {}
         self._one_hot: dict[int, float | None] = {}
-        self._crossed: set[int] = set()
         self._handmade: list[Handmade] = []
         self._hooks: list[Any] = []
 
@@ -103,8 +102,6 @@ class Probe:
                     self._look_at_activation(vertex)
                 elif vertex.kind == "normalization":
                     self._counts[index] = normalized_count(vertex)
-                elif vertex.kind == "attention" and (weights := crossed_by(vertex)) is not None:
-                    self._crossed.add(weights.index)
                 elif vertex.kind == "softmax":
                     self._one_hot[index] = one_hot_share(vertex)
                     self._counts[index] = None if (axis := softmax_axis(vertex)) is None else vertex.shape[axis]
@@ -156,9 +153,7 @@ class Probe:
         slopes = {index: one.log_slope for index, one in handmade.items()}
         shown = [vertex.index for vertex in graph.vertices if not vertex.hidden]
         zeros, bad, logs = self._arrivals.zeros, self._norms.nonfinite, self._norms.logs()
-        seen = Measured(
-            self._forward, logs, passed, units, zeros, bad, self._counts, self._one_hot, slopes, self._crossed
-        )
+        seen = Measured(self._forward, logs, passed, units, zeros, bad, self._counts, self._one_hot, slopes)
         sites = describe(graph, named, seen)
         return sites, {site.order: units[index] for site, index in zip(sites, shown, strict=True) if index in units}
 

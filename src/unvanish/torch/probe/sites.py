@@ -32,7 +32,6 @@ class Measured:
     counts: dict[int, int | None]
     one_hot: dict[int, float | None]
     log_slopes: dict[int, float]  # best slope of the activations that no table knows
-    crossed: set[int]
 
 
 def describe(graph: Graph, named: Named, measured: Measured) -> tuple[Site, ...]:
@@ -76,7 +75,6 @@ def describe(graph: Graph, named: Named, measured: Measured) -> tuple[Site, ...]
                 zeros(index),
                 bad(index, 0),
                 counts(index),
-                crossed=index in measured.crossed,
                 custom=custom,  # by keyword: Python 3.11 never uses the memory of 20 arguments again
             )
         )

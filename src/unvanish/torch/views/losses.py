@@ -14,7 +14,7 @@ from torch import Tensor
 from unvanish.torch.probe.graph import Graph, Vertex
 from unvanish.torch.probe.moments import moments
 from unvanish.torch.probe.saved import readable
-from unvanish.torch.probe.softmax import softmax_axis
+from unvanish.torch.probe.softmax import crossed_by, softmax_axis
 from unvanish.torch.views.divergences import divergence
 from unvanish.torch.views.floors import Reading, constant_loss, floor_by_value, floor_of, soft_floor
 from unvanish.torch.views.shapes import broadcast, reordered
@@ -51,6 +51,8 @@ def view_loss(loss: Tensor, graph: Graph | None, output: Tensor | None, target: 
         view = _with_target(view, target)
     if graph is None or graph.root is None:
         return view
+    weights = (crossed_by(vertex) for vertex in graph.vertices if vertex.kind == "attention")
+    view = replace(view, crossed=next((one.shape for one in weights if one is not None), None))
     return _from_graph(view, graph, output, target)
 
 
