@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from unvanish.types import Flow, Parameter, Step
 
 _FIRST = 12  # steps
-_LATE, _TWICE = 100, 2  # steps after which a term that is learnt at all shows it, and looks at it there
 # ops that are undefined or infinite somewhere inside the range of floats
 UNDEFINED = (
     *("log", "log2", "log10", "log1p", "logit", "xlogy", "sqrt", "rsqrt", "reciprocal", "norm", "linalg_vector_norm"),
@@ -58,15 +57,6 @@ def last_parameters(flow: Flow) -> dict[str, Parameter]:
     """Parameters as they were at the latest look."""
     latest = flow.snapshots[-1].parameters if flow.snapshots else flow.parameters
     return {p.name: p for p in latest}
-
-
-def late_terms(flow: Flow) -> list[float]:
-    """Of one of several terms, late in the user's training: what it gives, in units of the best constant answer.
-
-    Two numbers or more, or none.
-    """
-    late = [step.term for step in flow.steps if step.term is not None and step.index >= _LATE]
-    return late if len(late) >= _TWICE else []
 
 
 def grew(steps: Sequence[Step], factor: float = 3.0) -> bool:

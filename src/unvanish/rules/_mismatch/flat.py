@@ -44,10 +44,10 @@ class Flat(AbstractMismatch):
         if flow.loss.floor is not None or not flow.snapshots or (reading.trains(flow) or 0.0) >= self.idle:
             return
         flat = self._flat_sigmoid(flow.snapshots[-1].sites)
-        lost = _lost(flat)
+        late = [_lost(self._flat_sigmoid(look.sites)) for look in flow.snapshots[-self.looks :]]
+        lost = late[-1]
         last = reading.largest_updates(flow)[-1:]
         still = any(update < self.stands for update in last) or self._flat_sigmoid(flow.sites)
-        late = [_lost(self._flat_sigmoid(look.sites)) for look in flow.snapshots[-self.looks :]]
         loses = len(late) == self.looks and min(late) > self.flat and _rises(flow.steps)
         if lost > self.flat and (still or loses):
             yield Fault(

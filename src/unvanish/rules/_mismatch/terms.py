@@ -14,6 +14,7 @@ from unvanish.types import Experiment, Flow, Step
 
 _UNLEARNT = 0.9  # of what the best constant answer gives
 _LEARNT = 0.6  # of what the best constant answer gives, without the other terms
+_LATE, _TWICE = 100, 2  # steps after which a term that is learnt at all shows it, and looks at it there
 _SMALL = 0.2  # of the loss at the start: when it falls, it is the others that do
 _FELL = 0.5
 _CLASSES = ("cross_entropy", "nll")  # of a small batch with many classes the best constant answer knows too much
@@ -38,12 +39,12 @@ def _learnt_alone(flow: Flow) -> tuple[float, str] | None:
 
 def _falls_without(flow: Flow) -> tuple[float, str] | None:
     """It stands, and the loss falls, in the user's own training, which could not be made again without the others."""
-    late = reading.late_terms(flow)
+    late = [step.term for step in flow.steps if step.term is not None and step.index >= _LATE]
     fallen, share = reading.trains(flow) or 0.0, flow.loss.term_share
     if (
         flow.experiments
         or flow.loss.term in _CLASSES
-        or not late
+        or len(late) < _TWICE
         or min(late) < 1
         or share is None
         or share >= _SMALL

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from unvanish.torch.probe.graph import Graph
 from unvanish.torch.probe.saved import readable
 from unvanish.torch.rehearsal.objective import Objective, main_tensor
+from unvanish.torch.run.tape import mapped
 from unvanish.torch.views.floors import constant_loss
 from unvanish.types import LossView
 
@@ -104,8 +105,4 @@ def _same(value: float, seen: float) -> bool:
 
 
 def _cloned(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {key: _cloned(part) for key, part in value.items()}
-    return type(value)(_cloned(part) for part in value) if type(value) in (tuple, list) else value
+    return mapped(value, lambda part: part.detach().clone() if isinstance(part, Tensor) else part)

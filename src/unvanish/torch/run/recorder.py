@@ -106,7 +106,8 @@ class Recorder(TorchFunctionMode):
         if returned or (result is None and given):
             slots = tuple(self._number(tensor) for tensor in returned)
             self._made.update(slots if made else ())
-            self._drawn.update(self._number(tensor) for tensor in returned if drawn and not tensor.requires_grad)
+            made_of = zip(slots, returned, strict=True) if drawn else ()
+            self._drawn.update(slot for slot, tensor in made_of if not tensor.requires_grad)
             self._calls.append(Called(func, shown[0], shown[1], slots, torch.is_grad_enabled(), _autocast()))
             self._lost |= len(self._calls) > _MOST_CALLS
         self._on = not self._lost
