@@ -199,6 +199,30 @@ def test_two_networks_have_a_flow_each() -> None:
     assert all(diagnosis.learns is not False for diagnosis in ran.diagnoses)  # two players
 
 
+@pytest.mark.parametrize(
+    ("fault", "options"), [("none", ()), ("softmax", ()), ("high", ()), ("none", ("--steps", "11"))]
+)
+def test_optimizers_that_step_on_one_loss_are_told_of_as_one_with_several_groups(
+    fault: str, options: tuple[str, ...]
+) -> None:
+    (one,), (two,) = (watched("divided.py", how, fault, options=options).diagnoses for how in ("one", "two"))
+    assert [finding.cause for finding in two.findings] == [finding.cause for finding in one.findings]
+    assert two.flow.experiments == one.flow.experiments
+    assert len(two.flow.experiments) > 0
+    assert two.flow.optimizer == one.flow.optimizer
+    assert two.flow.parameters == one.flow.parameters
+    assert two.flow.sites == one.flow.sites
+    looked = [(step.index, step.loss) for step in two.flow.steps]
+    assert looked == [(step.index, step.loss) for step in one.flow.steps]
+    last = 10 if options else len(looked)  # after the first optimizer's last step the script ends
+    facts = [[step for step in d.flow.steps[:last] if step.log_grad is not None] for d in (two, one)]
+    assert len(facts[1]) >= 4
+    for mine, theirs in zip(*facts, strict=True):
+        assert mine.log_grad == pytest.approx(theirs.log_grad, abs=1e-6)
+        assert mine.clip == pytest.approx(theirs.clip, rel=1e-6)
+        assert (mine.index, mine.update_ratio, mine.rate) == (theirs.index, theirs.update_ratio, theirs.rate)
+
+
 def test_an_optimizer_whose_steps_never_meet_a_gradient_is_reported() -> None:
     ran = same("gan.py", "cut")
     causes = {d.findings[0].cause: d for d in ran.diagnoses if d.findings}

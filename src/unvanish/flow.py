@@ -39,7 +39,8 @@ def diagnose(
             that return their own ``.loss``.
         batches: iterable of ``(input, target)`` batches (or what ``objective`` takes), two or more of them.
             An input that is a tuple is passed as ``model(*input)``, a dict as ``model(**input)``.
-        optimizer: your optimizer; without it Adam with learning rate 1e-3 stands in and is not judged.
+        optimizer: your optimizer, or a list of those that step on this loss, each for weights of its own; without it
+            Adam with learning rate 1e-3 stands in and is not judged.
         objective: ``objective(model, batch) -> scalar tensor`` for anything else. It must use the model it is given.
         steps: optimizer steps of the rehearsal; 0 looks at the first step only, and then no learning is judged.
         rules: rules to apply, with your own thresholds; default: all that are installed.

@@ -77,8 +77,9 @@ class LearningRateHigh(AbstractRule):
         if largest > self.whole and reading.grew(flow.steps, self.far) and self._limps(flow):
             lost = "the first steps threw the loss far above its start, and it has not come to much since"
             return self._finding(flow, None, 0.8, lost)
-        if learns and ((reading.trains(flow) or 0.0) >= self.idle or largest < self.update):
-            return None  # below idle, one batch was learnt by heart and the training goes nowhere
+        gets_on = (reading.trains(flow) or 0.0) >= self.idle and not self._limps(flow)
+        if learns and (gets_on or largest < self.update):
+            return None  # else one batch was learnt by heart, and the training comes to little
         helped = reading.best_lever(flow, "learning-rate", below=1.0)
         if helped is not None:
             return self._finding(flow, helped.factor, 0.9, "the same network learns")

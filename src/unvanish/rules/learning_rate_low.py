@@ -31,7 +31,7 @@ class LearningRateLow(AbstractRule):
     """
 
     stands: float = 1e-5  # 100,000 steps to matter
-    frozen: float = 1e-8  # below what float32 resolves
+    frozen: float = 1e-6  # a million steps to matter
     steps: int = 20
     certain: int = 3
     eps: float = 1e-3

@@ -16,6 +16,7 @@ from unvanish.report.live import Live
 from unvanish.report.text import render
 from unvanish.torch.run.assemble import assemble
 from unvanish.torch.run.hooks import watching
+from unvanish.torch.run.joined import joined
 from unvanish.torch.run.program import Program, execute, exit_code, load, show_traceback
 from unvanish.torch.run.stillborn import NOTE, broken_losses, stillborn, variables
 from unvanish.torch.run.track import Look, Track
@@ -126,11 +127,12 @@ def _main_of(repeated: list[Track]) -> Track:
 
 
 def _report(watch: Watch, live: Live, json_path: Path | None, *, quiet: bool) -> int:
-    tracks = _reported(watch)
+    reported = _reported(watch)
+    tracks = joined(reported)
     found = [_diagnose(track, tracks, watch, 0 if quiet else _PATIENCE) for track in tracks]
     for track, diagnosis in zip(tracks, found, strict=True):
         _print(diagnosis, f"{label(track, watch)}, {track.count} steps" if len(tracks) > 1 else "")
-    _say_what_is_left(watch, live, tracks)
+    _say_what_is_left(watch, live, len(reported))
     _write(found, json_path)
     return 0 if quiet or all(diagnosis.healthy for diagnosis in found) else 1
 
@@ -156,10 +158,10 @@ def _write(found: list[Diagnosis], json_path: Path | None) -> None:
         json_path.write_text((texts[0] if len(texts) == 1 else f"[{','.join(texts)}]") + "\n", encoding="utf-8")
 
 
-def _say_what_is_left(watch: Watch, live: Live, told: list[Track]) -> None:
-    """Of every optimizer that made a step and is not reported: why."""
+def _say_what_is_left(watch: Watch, live: Live, told: int) -> None:
+    """Of every optimizer that made a step and is not among those told of: why."""
     blind = [track for track in _trained(watch) if not track.seen]
-    more = watch.roster.unwatched + len(_trained(watch)) - len(blind) - len(told)
+    more = watch.roster.unwatched + len(_trained(watch)) - len(blind) - told
     if more:
         live.say(f"{more} more optimizers, of trainings that repeat these or came too late, are not reported")
     for track in blind:
@@ -196,7 +198,9 @@ def _played(track: Track, tracks: list[Track]) -> bool:
 
 def _flow(track: Track, tracks: list[Track], watch: Watch) -> Flow:
     """What was seen of one optimizer, with what of the whole program is told beside it."""
-    if track.nonfinite is None and track is watch.roster.main() and watch.outputs.mostly_skipped():
+    main = watch.roster.main()
+    first = main is not None and main.reference is track.reference
+    if track.nonfinite is None and first and watch.outputs.mostly_skipped():
         track.nonfinite = watch.outputs.birth
     forgotten = watch.orphans.cuts(watch.roster.tracks) if track is tracks[0] else ()
     return assemble(track, tracks, watch.roots, forgotten)

@@ -20,6 +20,7 @@ from unvanish.torch.rehearsal.altered import ScaledLogits, standardized, widened
 from unvanish.torch.rehearsal.copies import working_copy
 from unvanish.torch.rehearsal.objective import Objective, fresh
 from unvanish.torch.rehearsal.rehearse import take_step
+from unvanish.torch.rehearsal.together import parts_of
 from unvanish.torch.views.terms import find_term
 from unvanish.types import Experiment
 
@@ -137,7 +138,8 @@ def _move(lever: str, factor: float, model: nn.Module, optimizer: Optimizer) -> 
             module.p *= factor
     if lever == "float32":
         model.float()
-        optimizer.state.clear()
+        for part in parts_of(optimizer):
+            part.state.clear()
 
 
 def _scale(optimizer: Optimizer, setting: str, factor: float) -> None:

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from unvanish.torch.rehearsal.hooks import carry, hooked
 from unvanish.torch.rehearsal.portable import follow, portable
+from unvanish.torch.rehearsal.together import parts_of
 from unvanish.torch.views.strangers import made_of, tensors_at
 
 
@@ -88,10 +89,12 @@ def working_copy(model: nn.Module, optimizer: Optimizer | None, loss: tuple[Any,
         _copy_empty(plain, memo)
         copied = memo[id(model)] = copy.deepcopy(plain, memo)
         stepper = copy.deepcopy(optimizer, memo)
-        _complete(optimizer, stepper, memo)
+        pairs = list(zip(parts_of(optimizer), parts_of(stepper), strict=True))
+        for part, twin in pairs:
+            _complete(part, twin, memo)
         follow(plain, memo)
-        if optimizer is not None and stepper is not None:
-            carry(optimizer, stepper, memo)
+        for part, twin in pairs:
+            carry(part, twin, memo)
         losses = tuple(portable(part, memo) for part in loss)
     except Exception as error:
         raise ValueError(
@@ -101,7 +104,7 @@ def working_copy(model: nn.Module, optimizer: Optimizer | None, loss: tuple[Any,
         ) from error
     for parameter in copied.parameters():
         parameter.grad = None
-    for group in () if stepper is None else warming_up(stepper):
+    for group in warming_up(stepper):
         group["lr"] = group["initial_lr"]
     return Working(copied, stepper, losses)
 
@@ -134,20 +137,20 @@ def _copy_empty(model: nn.Module, memo: dict[int, Any]) -> None:
                 memo[id(value)] = OrderedDict()
 
 
-def warming_up(optimizer: Optimizer) -> list[dict[str, Any]]:
+def warming_up(optimizer: Optimizer | None) -> list[dict[str, Any]]:
     """The groups whose rate a schedule holds at 0 before the first step; it leaves the full rate beside it.
 
     An optimizer that has stepped (it has a state) stands at the end of its schedule, and nobody will raise the rate.
     Where its steps carry a hook, that may be the schedule: it raises the rate itself.
     """
-    if any(optimizer.state.values()) or hooked(optimizer):
-        return []
-    groups = [group for group in optimizer.param_groups if "initial_lr" in group and group.get("lr") is not None]
-    return [group for group in groups if float(group["lr"]) == 0 < float(group["initial_lr"])]
+    fresh = [part for part in parts_of(optimizer) if not any(part.state.values()) and not hooked(part)]
+    groups = [group for part in fresh for group in part.param_groups]
+    scheduled = [group for group in groups if "initial_lr" in group and group.get("lr") is not None]
+    return [group for group in scheduled if float(group["lr"]) == 0 < float(group["initial_lr"])]
 
 
-def _complete(optimizer: Optimizer | None, copied: Optimizer | None, memo: dict[int, Any]) -> None:
+def _complete(optimizer: Optimizer, copied: Optimizer, memo: dict[int, Any]) -> None:
     """Optimizers copy only their groups and state; give the copy what else they keep (LBFGS its list of weights)."""
-    for name, value in vars(optimizer).items() if optimizer is not None else ():
+    for name, value in vars(optimizer).items():
         if name not in vars(copied) and not callable(value) and not name.endswith("_hooks"):
             setattr(copied, name, copy.deepcopy(value, memo))

@@ -19,6 +19,7 @@ import torch
 from torch.optim import Optimizer
 
 from unvanish.torch.rehearsal.portable import portable, referred
+from unvanish.torch.rehearsal.together import parts_of
 
 _Hook = Callable[[Optimizer, Any, Any], Any]
 _KINDS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
@@ -49,13 +50,14 @@ def carry(optimizer: Optimizer, copied: Optimizer, memo: dict[int, Any]) -> None
 
 def hooked(optimizer: Optimizer | None) -> bool:
     """Does anything hang at its steps?"""
-    return any(getattr(optimizer, kind, None) for kind in _KINDS)
+    return any(getattr(part, kind, None) for part in parts_of(optimizer) for kind in _KINDS)
 
 
 def drop(optimizer: Optimizer) -> None:
     """Take the hooks off a copy."""
-    for kind in _KINDS:
-        getattr(optimizer, kind).clear()
+    for part in parts_of(optimizer):
+        for kind in _KINDS:
+            getattr(part, kind).clear()
 
 
 class _Rates:

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.optim import Optimizer
 
 from unvanish.torch.probe.scopes import tensors_in
+from unvanish.torch.rehearsal.together import together
 
 _Shapes = tuple[tuple[int, ...], ...]
 
@@ -125,15 +126,20 @@ def check_program(model: nn.Module, loss_fn: Any, objective: Any, optimizer: Any
             "The model has weights on the meta device, which hold no numbers. A diagnosis runs the model. "
             "Call model.to_empty(device='cpu') and initialise it, or build it on a real device."
         )
-    if optimizer is not None:
-        _check_optimizer(optimizer)
+    for part in optimizer if isinstance(optimizer, list | tuple) else () if optimizer is None else (optimizer,):
+        _check_optimizer(part)
+    if isinstance(optimizer, list | tuple) and together(optimizer) is None:
+        raise ValueError(
+            f"optimizer is a list of {len(optimizer)} that cannot step one after another. Expected optimizers of "
+            "different weights, none of them LBFGS, which asks for the loss again. Pass each with its own diagnosis."
+        )
 
 
 def _check_optimizer(optimizer: Any) -> None:
     if not isinstance(optimizer, Optimizer):
         raise ValueError(
             f"optimizer is {_shown(optimizer)}. It must be a torch.optim.Optimizer made with this model's parameters. "
-            "Pass the optimizer itself, not its class, a scheduler or a wrapper."
+            "Pass the optimizer itself (or a list of them), not its class, a scheduler or a wrapper."
         )
 
 

@@ -27,7 +27,9 @@ from unvanish.torch.rehearsal.hooks import hooked
 from unvanish.torch.rehearsal.moved import Moved, copy_of
 from unvanish.torch.rehearsal.objective import Objective, check_program, fresh
 from unvanish.torch.rehearsal.rehearse import find_birth, rehearse
+from unvanish.torch.rehearsal.settings import view_optimizer
 from unvanish.torch.rehearsal.tampered import lost_histories
+from unvanish.torch.rehearsal.together import together
 from unvanish.torch.views.cuts import confirmed, suspects
 from unvanish.torch.views.mixing import mixed_at
 from unvanish.torch.views.observe import Observation, observe
@@ -41,19 +43,19 @@ _MOST_BATCHES = 16
 _SCHEDULED = ("the schedule of the learning rate, which stands at 0: steps were made at its full rate",)
 _HOOK = "a hook at the optimizer's steps, which refers to what cannot be copied: the learning rate is not judged"
 _DEEP = 10  # weight layers in a row from which directions may collapse
-_ADAPTIVE = ("adam", "rmsprop", "adagrad", "adadelta", "nadam", "adamax", "lion", "adafactor", "rprop", "radam")
 
 
 def flow_of(
     model: nn.Module,
     loss_fn: Callable[..., Any] | None,
     batches: Iterable[Any],
-    optimizer: Optimizer | None,
+    optimizers: Optimizer | Sequence[Optimizer] | None,
     objective: Callable[..., Any] | None,
     steps: int,
 ) -> Flow:
     """Probe two batches, rehearse, experiment; everything on copies, with all random streams put back."""
-    check_program(model, loss_fn, objective, optimizer)
+    check_program(model, loss_fn, objective, optimizers)
+    optimizer = together(optimizers) if isinstance(optimizers, Sequence) else optimizers
     _check_trainable(model)
     with preserved_randomness(), grads_aside(model), torch.inference_mode(False), torch.enable_grad():
         held = _take(batches, max(2, min(steps, _MOST_BATCHES)))
@@ -208,26 +210,6 @@ def _unscheduled(optimizer: Optimizer, view: OptimizerView) -> OptimizerView:
     groups = [group for group in optimizer.param_groups if group.get("lr") is not None]
     rates = tuple(float(group["initial_lr" if id(group) in full else "lr"]) for group in groups)
     return replace(view, learning_rates=rates)
-
-
-def view_optimizer(optimizer: Optimizer, given: bool) -> OptimizerView:
-    """Class, learning rates, eps and weight decay of an optimizer; ``given`` = it is the user's own.
-
-    Some optimizers have no learning rate (theirs is relative, or found by line search): none is reported then.
-    """
-    name = type(optimizer).__name__
-    groups = optimizer.param_groups
-    eps = groups[0].get("eps")
-    return OptimizerView(
-        name=name,
-        learning_rates=tuple(float(group["lr"]) for group in groups if group.get("lr") is not None),
-        eps=None if eps is None or isinstance(eps, tuple | list) else float(eps),
-        weight_decay=max(float(group.get("weight_decay", 0) or 0) for group in groups),
-        adaptive=any(kind in name.lower() for kind in _ADAPTIVE),
-        given=given,
-        maximize=all(bool(group.get("maximize")) for group in groups),
-        momentum=max(float(group.get("momentum", 0) or 0) for group in groups) if name == "SGD" else 0.0,
-    )
 
 
 def unobserved(sites: tuple[Site, ...]) -> tuple[str, ...]:

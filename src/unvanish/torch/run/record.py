@@ -12,13 +12,15 @@ from unvanish.types import Step
 class Record:
     """By the number of the step; ``count`` is that of the coming one.
 
-    ``facts`` = fields of a Step that was looked at; ``carried`` = share of the gradient left over from earlier steps;
+    ``facts`` = fields of a Step that was looked at; ``norms`` = ||gradient|| after backward and when the step is made;
+    ``carried`` = share of the gradient left over from earlier steps;
     ``rates`` = learning rates of all groups; ``skipped`` = steps that a GradScaler left out.
     """
 
     def __init__(self) -> None:
         self.losses = Losses()
         self.facts: dict[int, dict[str, Any]] = {}
+        self.norms: dict[int, tuple[float, float]] = {}
         self.carried: dict[int, float] = {}
         self.rates: dict[int, tuple[float, ...]] = {}
         self.skipped: set[int] = set()
@@ -39,8 +41,11 @@ class Record:
         )
 
     def _seen_at(self, step: int) -> dict[str, Any]:
-        rate = max(self.rates.get(step, ()), default=None)
-        return {} if step not in self.facts else {**self.facts[step], "kept": self.carried.get(step), "rate": rate}
+        if step not in self.facts:
+            return {}
+        rate, (after, used) = max(self.rates.get(step, ()), default=None), self.norms.get(step, (0.0, 0.0))
+        clip = used / after if 0 < after < math.inf and math.isfinite(used) else None
+        return {**self.facts[step], "clip": clip, "kept": self.carried.get(step), "rate": rate}
 
     def usual_rates(self) -> tuple[float, ...]:
         """The learning rates of most steps: each look stands for the steps up to the next."""

@@ -82,9 +82,14 @@ class Roster:
 
     def passes_of(self, track: Track, passes: list[Seen]) -> list[Seen]:
         """Of these backward passes those that reached its parameters (all, if it is alone)."""
-        mine = [one for one in passes if not one.leaves.keys().isdisjoint(track.parameters)]
+        mine = [one for one in passes if track.meets(one)]
         alone = not any(other is not track and other.count for other in self.tracks)
         return mine or (passes if alone else [])
+
+    def partners(self, track: Track, seen: Seen) -> list[weakref.ref[Optimizer]]:
+        """Itself and those that may step on the same backward pass; none where one of them has stepped before."""
+        met = [one for one in self.tracks if one is track or (one.meets(seen) and not overlap(one, track))]
+        return [] if any(one.count for one in met) else [one.reference for one in met if one.reference() is not None]
 
     def apart(self, tracks: Sequence[Track]) -> list[Track]:
         """Those of the tracks that share no parameter with another of them."""

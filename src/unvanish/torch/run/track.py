@@ -14,7 +14,7 @@ from unvanish.torch.probe.graph import Graph
 from unvanish.torch.probe.naming import Names
 from unvanish.torch.probe.scopes import Scopes
 from unvanish.torch.rehearsal.rehearse import update_ratios
-from unvanish.torch.rehearsal.session import view_optimizer
+from unvanish.torch.rehearsal.settings import view_optimizer
 from unvanish.torch.run.record import Record
 from unvanish.torch.run.seen import Seen, gradient_norms
 from unvanish.torch.run.trial import Trial
@@ -101,6 +101,10 @@ class Track:
             now = replace(now, learning_rates=tuple(map(max, now.learning_rates, old)))
         self.view = now
 
+    def meets(self, seen: Seen) -> bool:
+        """Did this backward pass reach any of its parameters?"""
+        return not seen.leaves.keys().isdisjoint(self.parameters)
+
     def sleep(self, limit: int | None) -> None:
         """Only count until the step before the next look, or before the script is to be stopped."""
         self.losses.wake = (self._next if limit is None else min(self._next, limit)) - 1
@@ -159,13 +163,13 @@ class Track:
         )
         after = total({key: norm for key, norm in source.norms.items() if key in self.parameters})
         used = after if closure else total(begun.norms)
-        alike = not closure and not (source.apart and len(mine) > 1) and 0 < after < math.inf and math.isfinite(used)
+        if not closure and not (source.apart and len(mine) > 1):
+            self.record.norms[self.count] = after, used
         median, largest = update_ratios(tuple(p for p in parameters if p.name in self.names))
         self.record.facts[self.count] = {
             "log_grad": log(used),
             "update_ratio": median,
             "largest_update_ratio": largest,
-            "clip": used / after if alike else None,
             "scale": source.scale,
         }
         seen = _observation(source, parameters)

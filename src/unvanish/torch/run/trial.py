@@ -5,6 +5,8 @@ The loss is built again of the network's output, or else the calls that made it 
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +21,7 @@ from unvanish.torch.rehearsal.experiments import experiments
 from unvanish.torch.rehearsal.hooks import drop
 from unvanish.torch.rehearsal.objective import Objective
 from unvanish.torch.rehearsal.tampered import lost_histories
+from unvanish.torch.rehearsal.together import parts_of, together
 from unvanish.torch.run.batch import LARGEST
 from unvanish.torch.run.quiet import unheard
 from unvanish.torch.run.replay import Played, objective
@@ -32,16 +35,31 @@ _FAR = 2.0  # times the rate of most steps: a schedule's full rate is worth a tr
 
 @dataclass(slots=True)
 class Trial:
-    """Copies as they were at the first step, and how they come to a loss; ``loss``: that of a rebuilt one."""
+    """Copies as they were at the first step, and how they come to a loss; ``loss``: that of a rebuilt one.
+
+    ``optimizers`` = those of the program that are copied.
+    """
 
     work: Working
+    optimizers: tuple[weakref.ref[Optimizer], ...]
     objective: Objective
     data: Any
     loss: LossView | None = None
 
+    def only(self, optimizers: Sequence[weakref.ref[Optimizer]]) -> Trial | None:
+        """The same, trained by these of its optimizers alone; None if it has not all of them."""
+        if any(reference not in self.optimizers for reference in optimizers):
+            return None
+        parts = zip(self.optimizers, parts_of(self.work.optimizer), strict=True)
+        chosen = together(part for reference, part in parts if reference in optimizers)
+        return replace(self, work=self.work._replace(optimizer=chosen), optimizers=tuple(optimizers))
 
-def keep(seen: Seen, optimizer: Optimizer) -> Trial | None:
+
+def keep(seen: Seen, optimizers: Sequence[weakref.ref[Optimizer]]) -> Trial | None:
     """Copy what is trained before its first step; None where it cannot be copied, or its loss made again."""
+    optimizer = together(alive for reference in optimizers if (alive := reference()) is not None)
+    if optimizer is None:
+        return None
     batch, tape = seen.batch, seen.tape
     if batch is not None:
         model = batch.module
@@ -56,8 +74,8 @@ def keep(seen: Seen, optimizer: Optimizer) -> Trial | None:
     if work.optimizer is not None:
         drop(work.optimizer)  # of a schedule in a hook, the rates that were seen are tried
     if batch is None:
-        return Trial(work, objective(), None)
-    return Trial(work, batch.objective, batch.data, batch.loss)
+        return Trial(work, tuple(optimizers), objective(), None)
+    return Trial(work, tuple(optimizers), batch.objective, batch.data, batch.loss)
 
 
 def tried(trial: Trial, flow: Flow, rates: tuple[float, ...] = (), steps: int = 40) -> tuple[Experiment, ...]:

@@ -162,7 +162,7 @@ class Watch:
         if self.window is not None and track.due():
             mine = self.roster.passes_of(track, self._passes(track))
             if mine and track.count == 0 and optimizer is not self._hand:
-                track.trial = keep(mine[-1], optimizer)
+                track.trial = keep(mine[-1], self.roster.partners(track, mine[-1]))
             track.begin(optimizer, mine, self.roots.parameters(), self.roots.names)
 
     def step_ended(self, optimizer: Optimizer, *, skipped: bool = False) -> None:
