@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
+import unvanish
 from unvanish.types import TimeProfile
 
 pytestmark = pytest.mark.usefixtures("both_readings")
@@ -148,6 +150,124 @@ def test_a_layer_called_twice_has_a_profile_that_is_its_own() -> None:
     (gradient,) = torch.autograd.grad(double(model)(wide).square().sum(), [wide])
     for t, measured in enumerate(times.log_grads):
         close(measured, ln(gradient[:, t]), 1e-3)
+
+
+class Led(nn.Module):
+    """Leads a recurrent layer through a sequence some steps at a time, and hands the state on by itself."""
+
+    def __init__(self, cell: str, steps: int, *, mixed: bool = False, every: bool = False) -> None:
+        super().__init__()
+        self.rnn, self.head = CELLS[cell](3, 5, batch_first=True), nn.Linear(5, 2)
+        self.mix = nn.Linear(5, 5) if mixed else None
+        self.steps, self.every = steps, every
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.x, state, read = x, None, []
+        for part in x.split(self.steps, dim=1):
+            out, state = self.rnn(part, state)
+            if self.mix is not None:
+                state = self.mix(state).tanh()
+            read.append(out[:, -1])
+        return self.head(sum(read) if self.every else read[-1])
+
+
+@pytest.mark.parametrize("cell", list(CELLS))
+@pytest.mark.parametrize("steps", [1, 2, 12])
+@pytest.mark.parametrize("every", [False, True])
+def test_calls_that_hand_the_state_on_are_one_sequence(cell: str, steps: int, every: bool) -> None:
+    model, x = Led(cell, steps, every=every), torch.randn(2, 12, 3)
+    sites, probe = watch_all(model, lambda m: m(x).square().sum(), 2)
+    times = profile(probe.times.profiles(sites), "rnn")
+    for measured, expected in zip(times.log_grads, expected_norms(model, x, 1), strict=True):
+        close(measured, expected, 1e-3)
+    assert times.injected == pytest.approx((12 // steps if every else 1) / 12)
+    assert len(times.log_state_grads) == 12
+    if not every:  # by the same weights in one call
+        whole = Led(cell, 12)
+        whole.load_state_dict(model.state_dict())
+        once, other = watch_all(whole, lambda m: m(x).square().sum(), 2)
+        expected_states = profile(other.times.profiles(once), "rnn").log_state_grads
+        assert times.log_state_grads == pytest.approx(expected_states, abs=1e-3)
+
+
+def test_a_state_that_is_changed_between_two_calls_leads_on() -> None:
+    model, x = Led("gru", 1, mixed=True), torch.randn(2, 6, 3)
+    sites, probe = watch_all(model, lambda m: m(x).square().sum(), 2)
+    found = next(t for t in probe.times.profiles(sites) if t.name == "rnn")
+    for measured, expected in zip(found.log_grads, expected_norms(model, x, 1), strict=True):
+        close(measured, expected, 1e-3)
+
+
+def test_two_sequences_through_one_layer_are_two() -> None:
+    class Siamese(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.LSTM(3, 5, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            start = torch.zeros(1, len(x), 5), torch.zeros(1, len(x), 5)
+            return self.rnn(x, start)[0][:, -1] - self.rnn(x.flip(1), start)[0][:, -1]
+
+    model, x = Siamese(), torch.randn(2, 7, 3)
+    sites, probe = watch_all(model, lambda m: m(x).square().sum(), 2)
+    assert len(profile(probe.times.profiles(sites), "rnn").log_grads) == 7
+
+
+def test_a_sequence_given_by_keyword_is_said_not_to_be_observed() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = nn.LSTM(3, 5, batch_first=True), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.rnn(input=x)[0][:, -1])
+
+    batch = torch.randn(4, 12, 3), torch.randn(4, 2)
+    flow = unvanish.diagnose(Named(), nn.MSELoss(), [batch] * 2, steps=1).flow
+    assert "rnn (lstm): gradient over time" in flow.unobserved
+    assert not any(log == -math.inf for t in flow.times for log in t.log_grads)
+
+
+def test_all_that_is_read_of_a_layer_counts() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.LSTM(3, 5, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.out, (self.last, _) = self.rnn(x)
+            return self.out.sum(1) * 0.1 + self.last[0]
+
+    model, x = Both(), torch.randn(4, 6, 3)
+    sites = watch(model, lambda m: m(x).square().sum(), 4)
+    twin = double(model)
+    loss = twin(x.double()).square().sum()
+    expected = torch.autograd.grad(loss, [twin.out, twin.last])
+    layers = [s for s in sites if s.kind == "recurrent"]  # one node where there is a fused kernel
+    if layers:
+        close(layers[-1].log_grad_out, ln(torch.cat([part.reshape(-1) for part in expected])), 1e-3)
+
+
+def _keep(kept: dict[str, Tensor], name: str, _module: nn.Module, _args: object, out: Tensor) -> None:
+    kept[name] = out
+
+
+def test_samples_behind_time_are_told_apart_as_samples() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0)
+    alike = torch.randn(8, 1, 8).expand(8, 4, 8).contiguous()  # time is a multiple of the number of samples
+    other = torch.randn(8, 4, 8)
+    for x in (alike, other):
+        first = [s for s in watch(layer, lambda m, x=x: m(x).square().sum(), 4) if s.forward is not None]  # type: ignore[misc]
+        kept: dict[str, Tensor] = {}
+        for name in ("norm1", "linear1", "norm2"):
+            keep = partial(_keep, kept, name)
+            layer.get_submodule(name).register_forward_hook(keep)
+        layer(x)
+        for name, out in kept.items():
+            measured = next(s for s in first if s.name == name).forward
+            assert measured is not None
+            expected = out.detach().double().std(dim=1, correction=0).square().mean().sqrt()
+            assert measured.batch_std == pytest.approx(float(expected), abs=1e-5)
 
 
 class CellLoop(nn.Module):

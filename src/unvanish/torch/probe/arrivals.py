@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -40,7 +40,7 @@ class Arrivals:
             if vertex.hidden:
                 continue
             if vertex.several:
-                self._handles.append(vertex.node.register_prehook(partial(self._arrived_first, vertex.index)))
+                self._handles.append(vertex.node.register_prehook(partial(self._arrived_together, vertex.index)))
             else:
                 vertex.node._register_hook_dict(self._hooks(vertex))
             if vertex.below and vertex.kind != "merge":
@@ -102,33 +102,50 @@ class Arrivals:
             self._places = {vertex.node: vertex.index for vertex in self._vertices}
         return self._places[node]
 
-    def _arrived_first(self, slot: int, gradients: tuple[Tensor | None, ...]) -> None:
-        """The gradient of the first output that has one, at a node that has several."""
-        gradient = next((g for g in gradients if g is not None), None)
-        if gradient is not None:
-            self._norms.put(slot, gradient)
-            if str(gradient.dtype).removeprefix("torch.") in LOW_PRECISION:
-                self._count_zeros(slot, gradient)
+    def _arrived_together(self, slot: int, gradients: tuple[Tensor | None, ...]) -> None:
+        """The gradients of all outputs that have one, at a node that has several."""
+        present = self._put(slot, gradients)
+        if present and str(present[0].dtype).removeprefix("torch.") in LOW_PRECISION:
+            self._count_zeros(slot, present[0])
+
+    def _put(self, slot: int, gradients: Sequence[Tensor | None]) -> list[Tensor]:
+        """Measure several as one, and return those that are there."""
+        present = [g for g in gradients if g is not None]
+        if present:
+            one = present[0] if len(present) == 1 else torch.cat([g.detach().reshape(-1) for g in present])
+            self._norms.put(slot, one)
+        return present
 
     def _count_zeros(self, slot: int, gradient: Tensor | None) -> None:
         if gradient is not None and gradient.layout == torch.strided:
             self.zeros[slot] = 1 - float(gradient.count_nonzero()) / max(1, gradient.numel())
 
     def _hook_passed(self, vertex: Vertex) -> None:
-        """The gradient a site passes on is what arrives at the site below, unless others add to it there."""
+        """The gradient a site passes on is what arrives at the site below, unless others add to it there.
+
+        What it passes on to a weight that was computed of parameters (a low-rank product, a norm of it) is not counted.
+        """
+        positions = self._data_positions(vertex)
         below = vertex.below[0]
-        while below.hidden and below.isometry and below.readers == 1 and below.below:
+        while below.hidden and below.isometry and below.readers == 1 and below.below and _keeps_digits(below):
             below = below.below[0]
-        if below.readers == 1 and not below.hidden and len(vertex.below) == 1:
+        if below.readers == 1 and not below.hidden and len(vertex.below) == len(positions) == 1:
             self.passed[vertex.index] = below.index  # the slot of what arrives there
-            return
-        slot = self.passed[vertex.index] = self._norms.slot()
-        self._handles.append(vertex.node.register_hook(partial(self._passed_on, slot, vertex.positions)))
+        elif positions:
+            slot = self.passed[vertex.index] = self._norms.slot()
+            self._handles.append(vertex.node.register_hook(partial(self._passed_on, slot, positions)))
+
+    def _data_positions(self, vertex: Vertex) -> tuple[int, ...]:
+        """Where it reads what depends on the batch; everywhere, if nothing it reads does."""
+        if vertex.constant:
+            return vertex.positions
+        pairs = zip(vertex.below, vertex.positions, strict=True)
+        return tuple(position for below, position in pairs if not below.constant)
 
     def _passed_on(self, slot: int, positions: tuple[int, ...], passed: tuple[Tensor | None, ...], _: object) -> None:
-        gradients = [passed[p] for p in positions if p < len(passed)]
-        present = [g for g in gradients if g is not None]
-        if len(present) == 1:
-            self._norms.put(slot, present[0])
-        elif present:
-            self._norms.put(slot, torch.cat([g.detach().reshape(-1) for g in present]))
+        self._put(slot, [passed[p] for p in positions if p < len(passed)])
+
+
+def _keeps_digits(vertex: Vertex) -> bool:
+    """Is it no cast, on whose other side a gradient may be rounded to zero?"""
+    return vertex.dtype == vertex.below[0].dtype

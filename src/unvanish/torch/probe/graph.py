@@ -32,7 +32,8 @@ _HIDDEN = frozenset(ops.ISOMETRIES | ops.STRUCTURE)
 class Vertex:
     """One node of the graph that carries data, the ``index``-th of them.
 
-    ``below`` = the vertices it reads, at ``positions`` among its inputs.
+    ``below`` = the vertices it reads, at ``positions`` among its inputs; ``constant``: it is made of parameters alone,
+    yet by an op that normally reads data (a factorised weight, a learned query).
     """
 
     node: Any
@@ -47,6 +48,7 @@ class Vertex:
     parameters: tuple[Tensor, ...] = ()
     readers: int = 0
     hidden: bool = False
+    constant: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -175,8 +177,6 @@ class _Reader:
         self.placed: dict[Any, Vertex | tuple[Tensor, ...] | None] = {}  # vertex, the parameters below, or input data
         self.numbers: dict[Any, int] = {}  # of nodes that are not known by their own
         self._forms: dict[Form, Form] = {}
-        # vertices made of parameters alone, yet by ops that normally read data (a factorised weight, a learned query)
-        self._constants: set[int] = set()
 
     def read(self, leaves: list[Any], nodes: list[Any]) -> bool:
         """Place all nodes, the last first, and let go of them; False as soon as one reads what is not placed yet."""
@@ -227,18 +227,16 @@ class _Reader:
         form = self._forms.setdefault(form, form)
         index, number = len(self.vertices), self.numbers.get(node) or node._sequence_nr()
         vertex = Vertex(node, index, number, stem, op, kind, form, data, positions, parameters, 0, stem in _HIDDEN)
-        constant = not holes and stem not in _LOOKUPS and bool(data or parameters)  # else it reads the batch
+        vertex.constant = not holes and stem not in _LOOKUPS and bool(data or parameters)  # else it reads the batch
         for source in data:
             source.readers += 1
-            constant = constant and source.index in self._constants
-        if constant:
-            self._constants.add(index)
+            vertex.constant = vertex.constant and source.constant
         self.vertices.append(vertex)
         return vertex
 
     def _carriers(self, data: tuple[Vertex, ...]) -> int:
         """Inputs that carry the batch; parameters combined by a product count only where nothing else is read."""
-        return (len(data) > 1 and sum(source.index not in self._constants for source in data)) or len(data)
+        return (len(data) > 1 and sum(not source.constant for source in data)) or len(data)
 
     def _only_weights(self, stem: str, node: Any, edges: _Edges, holes: bool) -> bool:
         """Does this node, which has parameters below it and no data vertex, combine parameters only?

@@ -26,12 +26,12 @@ _new = maker(Moments)
 
 
 def batch_axis(shape: tuple[int, ...], batch_size: int | None) -> int | None:
-    """The axis that runs over samples: the first that fits, 0 also where samples and time were folded into one."""
+    """The axis that runs over samples: 0, or 1 behind time; else 0 where samples and time were folded into one."""
     if batch_size is None or batch_size < 2 or not shape:
         return None
-    if shape[0] % batch_size == 0:
-        return 0
-    return 1 if len(shape) > 2 and shape[1] == batch_size else None
+    if shape[0] != batch_size and len(shape) > 2 and shape[1] == batch_size:
+        return 1
+    return 0 if shape[0] % batch_size == 0 else None
 
 
 class _Group:

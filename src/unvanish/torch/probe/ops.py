@@ -26,6 +26,7 @@ ACTIVATIONS = {
     "Silu": "silu",
     "Mish": "mish",
     "Elu": "elu",
+    "Celu": "celu",
     "Softplus": "softplus",
     "LogSigmoid": "log_sigmoid",
     "Hardtanh": "hardtanh",
@@ -92,7 +93,6 @@ ISOMETRIES = VIEWS | {
     "ToCopy",
     "AsStrided",
     "Copy",
-    "CopySlices",
     "ViewAsReal",
     "ViewAsComplex",
 }
@@ -116,6 +116,7 @@ STRUCTURE = {
     "Flip",
     "PackPaddedSequence",
 }
+WRITTEN_IN_PLACE = "CopySlices"  # an op on a view of its input, as ``x[:, 1:].tanh_()``; autograd hides which
 FLAT = {"Round", "Floor", "Ceil", "Sign", "Trunc", "Heaviside"}  # zero derivative almost everywhere, by definition
 
 
@@ -164,6 +165,8 @@ def classify(node: Any, name: str, data_inputs: int) -> tuple[str, Kind]:
         return ("matmul", "attention") if data_inputs > 1 else ("linear", "linear")
     if name.startswith("ScaledDotProduct"):
         return "scaled_dot_product_attention", "attention"
+    if name == WRITTEN_IN_PLACE:
+        return snake(name), "merge" if data_inputs > 1 else "other"
     if name in MERGES and (data_inputs > 1 or name in ("Cat", "Stack")):
         return MERGES[name], "merge"
     return snake(name), "other"

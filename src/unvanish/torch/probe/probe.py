@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from unvanish.torch.probe.activations import DERIVATIVES, UnitQueue, Units
 from unvanish.torch.probe.arrivals import LOW_PRECISION, Arrivals
@@ -32,6 +33,7 @@ from unvanish.torch.probe.recurrent import TimeWatch
 from unvanish.torch.probe.saved import kept_output
 from unvanish.torch.probe.sites import Measured, describe, merge_units, normalized_count
 from unvanish.torch.probe.softmax import one_hot_share, softmax_axis
+from unvanish.torch.probe.unit_axis import unit_axis
 from unvanish.torch.probe.watcher import Watcher
 from unvanish.types import Moments, Site
 
@@ -93,6 +95,7 @@ class Probe:
         """Read the graph of ``loss`` and hook its nodes; call ``loss.backward()`` next."""
         with torch.no_grad(), without_collector():
             self.graph = read_graph(loss, self._inputs | self.scopes.times.leaves)
+            self._mark_parametrizations(self.graph.vertices)
             self._units = UnitQueue(self.scopes.moments)
             for vertex in self.graph.vertices:
                 index = vertex.index
@@ -117,10 +120,18 @@ class Probe:
                 self._hooks += one.hook(self._norms)
         return self.graph
 
+    def _mark_parametrizations(self, vertices: list[Vertex]) -> None:
+        """What computes a weight reads no data, though it may read buffers, which look like the batch."""
+        calls = [call for call in self.scopes.calls if isinstance(call.module, ParametrizationList)]
+        for vertex in vertices if calls else ():
+            inside = any(call.start <= vertex.number < (call.end or 0) for call in calls)
+            viewed = vertex.isometry and all(below.constant for below in vertex.below)
+            vertex.constant = vertex.constant or inside or viewed
+
     def _look_at_activation(self, vertex: Vertex) -> None:
         """Queue its derivative, and what it put out where the forward pass has not measured that."""
         shape = vertex.shape
-        channel = len(shape) > 2 and _after_convolution(vertex)
+        channel = len(shape) > 2 and unit_axis(vertex) == 1
         if vertex.stem in DERIVATIVES and shape and 0 not in shape:
             output = kept_output(vertex)
             if output is not None:
@@ -164,12 +175,3 @@ def _look_through_views(vertices: list[Vertex], forward: list[Moments | None]) -
         if vertex.hidden and forward[vertex.index] is not None and vertex.stem in VIEWS and vertex.below:
             source = vertex.below[0].index
             forward[source] = forward[source] or forward[vertex.index]
-
-
-def _after_convolution(vertex: Vertex) -> bool:
-    """Is the nearest op with weights below this one a convolution, so that axis 1 holds the units?"""
-    while vertex.below:
-        vertex = vertex.below[0]
-        if vertex.kind in ("linear", "convolution", "recurrent", "attention", "embedding"):
-            return vertex.kind == "convolution"
-    return False

@@ -8,7 +8,8 @@ hand are read from the graph: one parameter used again and again, each time furt
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -18,9 +19,32 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
 from unvanish.torch.probe.cells import Kernel, state_norms
+from unvanish.torch.probe.scopes import tensors_in
 from unvanish.types import Site, TimeProfile
 
 _LOOP = 4  # uses of one parameter, each below the next, that make a loop over time
+_MOST = 4096  # calls of one layer that are kept
+_FAR = 2000  # nodes between two calls of a layer that are looked through
+
+_Read = Callable[[Tensor], Tensor]
+
+
+@dataclass(slots=True)
+class _Call:
+    """One call of a recurrent layer; ``follows``: it was given the state that the call before put out."""
+
+    op: str
+    length: int = 0
+    into: list[float] | None = None  # ||dL/dx_t||, once the backward pass has come by
+    out: list[float] | None = None  # the same of what the loss reads of its output directly
+    kernel: Kernel | None = None
+    given: frozenset[Any] = frozenset()  # nodes that made the state it begins with
+    nodes: frozenset[Any] = frozenset()  # those that made its outputs
+    follows: bool = False
+
+    def norms(self) -> list[float]:
+        """||dL/dx_t||; nothing arrived where the backward pass did not come by."""
+        return self.into or [0.0] * self.length
 
 
 class TimeWatch:
@@ -31,86 +55,124 @@ class TimeWatch:
         self._names = names
         self._kept: list[Tensor] = []
         self._handles: list[RemovableHandle] = []
-        self._kernels: dict[str, Kernel] = {}
-        self._into: dict[str, list[float]] = {}
-        self._from: dict[str, list[float]] = {}
-        self._ops: dict[str, str] = {}
+        self._calls: dict[str, list[_Call]] = {}
 
     def enter(self, module: nn.RNNBase, args: Any) -> Any:
         """Pre-hook: ask for the gradient of the layer's input, as a leaf where the input needed none."""
-        if not args or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             return None
-        packed = args[0] if isinstance(args[0], PackedSequence) else None
-        data = args[0] if packed is None else packed.data
+        call = _Call(type(module).__name__.lower(), given=_nodes(tensors_in(args[1:])))
+        calls = self._calls.setdefault(self._names[id(module)], [])
+        calls.append(call)
+        del calls[:-_MOST]
+        packed = args[0] if args and isinstance(args[0], PackedSequence) else None
+        data = (args[0] if packed is None else packed.data) if args else None
         if not isinstance(data, Tensor) or not data.is_floating_point():
-            return None
+            return None  # among them an input by keyword, which a hook for all modules is not shown
         leaf = data if data.requires_grad else data.detach().requires_grad_()
-        name = self._names[id(module)]
-        self._ops[name] = type(module).__name__.lower()
         self.leaves.add(id(leaf))
         self._kept.append(leaf)
-        self._handles.append(leaf.register_hook(_store(self._into, name, _time_axis(module, data, packed))))
-        kernel = Kernel.of(module, data, args[1] if len(args) > 1 else None) if packed is None else None
-        self._kernels.pop(name, None)
-        if kernel is not None:
-            self._kernels[name] = kernel
+        call.length, by_time = _time_axis(module, data, packed)
+        self._handles.append(leaf.register_hook(_store(call, "into", by_time)))
+        call.kernel = Kernel.of(module, data, args[1] if len(args) > 1 else None) if packed is None else None
         if leaf is data:
             self.leaves.discard(id(leaf))
             return None
         return (leaf if packed is None else packed._replace(data=leaf), *args[1:])
 
     def leave(self, module: nn.RNNBase, output: Any) -> None:
-        """Hook: where does the loss read this layer's outputs directly?"""
+        """Hook: where does the loss read this layer's outputs directly, and did it go on from the call before?"""
         if not isinstance(output, tuple):
             return
         packed = output[0] if isinstance(output[0], PackedSequence) else None
         data = output[0] if packed is None else packed.data
-        if isinstance(data, Tensor) and data.requires_grad:
-            name = self._names[id(module)]
-            self._handles.append(data.register_hook(_store(self._from, name, _time_axis(module, data, packed))))
-            if name in self._kernels:
-                self._kernels[name].watch(output)
+        if not isinstance(data, Tensor) or not data.requires_grad:
+            return
+        *before, call = self._calls[self._names[id(module)]][-2:]
+        call.nodes = _nodes((data, *tensors_in(output[1])))
+        call.follows = bool(before) and _reaches(call.given, before[-1].nodes)
+        self._handles.append(data.register_hook(_store(call, "out", _time_axis(module, data, packed)[1])))
+        if call.kernel is not None:
+            call.kernel.watch(output)
 
     def profiles(self, sites: tuple[Site, ...]) -> tuple[TimeProfile, ...]:
         """Profiles of the recurrent modules, then of the loops found in the graph."""
-        modules = [self._profile(name, norms) for name, norms in self._into.items()]
-        covered = set(self._into)
+        chains = {name: _longest(calls) for name, calls in self._calls.items()}
+        modules = [_profile(name, chain) for name, chain in chains.items() if any(map(_counts, chain))]
+        covered = {profile.name for profile in modules if profile.log_grads}
         loops = [profile for profile in _loops(sites) if not _inside(profile.name, covered)]
         for handle in self._handles:
             handle.remove()
+        self._handles.clear()
         self._kept.clear()
-        self._kernels.clear()
+        self._calls.clear()
         return (*modules, *loops)
 
-    def _profile(self, name: str, norms: list[float]) -> TimeProfile:
-        read = self._from.get(name)
-        injected = None if not read else sum(value > 0 for value in read) / len(read)
-        states = state_norms(self._kernels[name]) if name in self._kernels else None
-        by_state = tuple(map(_log, states or ()))
-        return TimeProfile(name, self._ops[name], tuple(map(_log, norms)), _padded(norms), injected, by_state)
+
+def _nodes(tensors: Iterable[Tensor]) -> frozenset[Any]:
+    return frozenset(tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None)
+
+
+def _counts(call: _Call) -> bool:
+    """Was its gradient measured, or could it not be?"""
+    return bool(call.into or (call.nodes and not call.length))
+
+
+def _longest(calls: list[_Call]) -> list[_Call]:
+    """Of the sequences that a layer is led through call by call, the one with the most steps."""
+    chains: list[list[_Call]] = []
+    for call in calls:
+        if call.follows and chains:
+            chains[-1].append(call)
+        else:
+            chains.append([call])
+    return max(chains, key=lambda chain: sum(call.length for call in chain if call.into))
+
+
+def _profile(name: str, chain: list[_Call]) -> TimeProfile:
+    norms = [norm for call in chain for norm in call.norms()] if any(call.into for call in chain) else []
+    read = [norm > 0 for call in chain for norm in call.out or [0.0] * call.length]
+    injected = sum(read) / len(read) if any(call.out for call in chain) else None
+    states = [state_norms(call.kernel) if call.kernel is not None else None for call in chain]
+    by_state = [norm for known in states for norm in known or ()] if all(states) else []
+    return TimeProfile(name, chain[0].op, tuple(map(_log, norms)), _padded(norms), injected, tuple(map(_log, by_state)))
+
+
+def _reaches(nodes: frozenset[Any], wanted: frozenset[Any]) -> bool:
+    """Does the graph lead from the state of one call to the outputs of another?  Older nodes lead to none of them."""
+    if not nodes.isdisjoint(wanted):
+        return True
+    oldest = min((node._sequence_nr() for node in wanted), default=0)
+    waiting, seen = list(nodes), set(nodes)
+    while waiting and len(seen) < _FAR:
+        for node, _ in waiting.pop().next_functions:
+            if node in wanted:
+                return True
+            if node is not None and node not in seen and node._sequence_nr() >= oldest:
+                seen.add(node)
+                waiting.append(node)
+    return False
 
 
 def _inside(name: str, covered: set[str]) -> bool:
     return any(name == other or name.startswith(f"{other}.") for other in covered)
 
 
-def _store(
-    store: dict[str, list[float]], name: str, by_time: Callable[[Tensor], Tensor]
-) -> Callable[[Tensor | None], None]:
+def _store(call: _Call, what: str, by_time: _Read) -> Callable[[Tensor | None], None]:
     def hook(gradient: Tensor | None) -> None:
         if gradient is not None:  # nothing read this output
-            store[name] = by_time(gradient.detach()).tolist()
+            setattr(call, what, by_time(gradient.detach()).tolist())
 
     return hook
 
 
-def _time_axis(module: nn.RNNBase, data: Tensor, packed: PackedSequence | None) -> Callable[[Tensor], Tensor]:
-    """A function from the gradient to its float64 norm at each time step."""
+def _time_axis(module: nn.RNNBase, data: Tensor, packed: PackedSequence | None) -> tuple[int, _Read]:
+    """How many steps there are, and a function from the gradient to its float64 norm at each."""
     if packed is not None:
         sizes: list[int] = packed.batch_sizes.tolist()
-        return lambda g: torch.stack([_norm(part.reshape(1, -1))[0] for part in g.split(sizes)])
+        return len(sizes), lambda g: torch.stack([_norm(part.reshape(1, -1))[0] for part in g.split(sizes)])
     axis = 1 if module.batch_first and data.ndim == 3 else 0
-    return lambda g: _norm(g.movedim(axis, 0).reshape(g.shape[axis], -1))
+    return data.shape[axis], lambda g: _norm(g.movedim(axis, 0).reshape(g.shape[axis], -1))
 
 
 def _norm(rows: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ def rehearse(
         looking = index in _LOOKS or index == steps - 1
         state = torch.get_rng_state()
         optimizer.zero_grad()
+        work.model.zero_grad()  # too: what the optimizer does not hold would pile up
         parameters: tuple[Parameter, ...] = ()
         if looking:
             seen = observe(work.model, optimizer, objective, batch)

@@ -37,7 +37,7 @@ from unvanish.torch.views.order import classes_seen
 from unvanish.torch.views.padding import only_padding
 from unvanish.torch.views.parameters import view_newborn
 from unvanish.torch.views.rank import stable_rank
-from unvanish.types import Flow, OptimizerView, Site
+from unvanish.types import Flow, OptimizerView, Site, TimeProfile
 
 _MOST_BATCHES = 16
 _SCHEDULED = ("the schedule of the learning rate, which stands at 0: steps were made at its full rate",)
@@ -85,7 +85,7 @@ def flow_of(
             optimizer=_unscheduled(optimizer, view_optimizer(optimizer, given)),
             cuts=confirmed(suspects(first.cuts, parameters), moved.loss),
             batch_size=first.batch_size,
-            unobserved=(*unobserved(sites), *_SCHEDULED[: bool(warming_up(optimizer))]),
+            unobserved=(*unobserved(sites, first.times), *_SCHEDULED[: bool(warming_up(optimizer))]),
         )
         if reading.plain_depth(flow) >= _DEEP:
             work, trained = copy_of(model, optimizer, goal)
@@ -212,12 +212,13 @@ def _unscheduled(optimizer: Optimizer, view: OptimizerView) -> OptimizerView:
     return replace(view, learning_rates=rates)
 
 
-def unobserved(sites: tuple[Site, ...]) -> tuple[str, ...]:
+def unobserved(sites: tuple[Site, ...], times: tuple[TimeProfile, ...]) -> tuple[str, ...]:
     """Name what was there but could not be measured, so that it is never mistaken for zero."""
     missing = [
         f"{site.label} ({site.op}): dead and saturated units"
         for site in sites
-        if site.kind == "activation" and site.dead is None and site.shape
+        if site.dead is None and site.shape and (site.kind == "activation" or site.op == "copy_slices")
     ]
     missing += [f"{site.label} ({site.op}): gradient" for site in sites if site.log_grad_out is None]
+    missing += [f"{profile.name} ({profile.op}): gradient over time" for profile in times if not profile.log_grads]
     return tuple(dict.fromkeys(missing))

@@ -41,7 +41,7 @@ def assemble(track: Track, others: list[Track], roots: Roots, forgotten: tuple[C
         snapshots=tuple(Snapshot(look.step, look.seen.sites, keep.parameters(look.seen)) for look in later),
         cuts=(*keep.cuts(first.seen), *forgotten),
         nonfinite=_nonfinite(track),
-        unobserved=unobserved(sites),
+        unobserved=unobserved(sites, first.seen.times),
         batch_size=first.seen.batch_size,
         others=keep.others(),
         origin="run",

@@ -151,8 +151,8 @@ class Updates:
         measured = {}
         for name, old in self.before.items():
             new = named[name].detach()
-            if new.is_floating_point() and new.shape == old.shape and new.numel():
-                difference = new.to(torch.float64) - old.to(torch.float64)
+            if _measurable(new) and new.shape == old.shape and new.numel():
+                difference = dense(new).to(torch.float64) - dense(old).to(torch.float64)
                 measured[name] = (log_norm(difference), float((new == old).float().mean()))
         return measured
 
