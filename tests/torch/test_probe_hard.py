@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+import unvanish
 from unvanish.torch.probe.naming import names_of
 from unvanish.torch.probe.probe import Probe
 
@@ -58,6 +59,18 @@ def test_checkpointing(reentrant: bool) -> None:
     if not reentrant:
         for name in ("body.0", "body.1", "body.5"):
             close(site(sites, name).log_grad_out, ln(expected[name][0][1]))
+
+
+def test_what_a_reentrant_checkpoint_hides_is_said_not_to_be_observed() -> None:
+    batch = torch.randn(8, 6), torch.randn(8, 1)
+    hidden, shown = (
+        unvanish.diagnose(Checkpointed(how), nn.MSELoss(), [batch] * 2, steps=1).flow.unobserved
+        for how in (True, False)
+    )
+    assert [name for name in hidden if "use_reentrant=False" in name] == [
+        "first:checkpoint_function: all inside, for use_reentrant=False is not set"
+    ]
+    assert not any("use_reentrant" in name for name in shown)
 
 
 def test_saved_tensors_on_cpu_hooks_are_read_once_only() -> None:

@@ -212,6 +212,11 @@ def _unscheduled(optimizer: Optimizer, view: OptimizerView) -> OptimizerView:
     return replace(view, learning_rates=rates)
 
 
+def _reentrant(site: Site) -> bool:
+    """What torch.utils.checkpoint runs again in the backward pass by itself, where no graph shows it."""
+    return site.custom and site.op == "checkpoint_function"
+
+
 def unobserved(sites: tuple[Site, ...], times: tuple[TimeProfile, ...]) -> tuple[str, ...]:
     """Name what was there but could not be measured, so that it is never mistaken for zero."""
     missing = [
@@ -220,5 +225,6 @@ def unobserved(sites: tuple[Site, ...], times: tuple[TimeProfile, ...]) -> tuple
         if site.dead is None and site.shape and (site.kind == "activation" or site.op == "copy_slices")
     ]
     missing += [f"{site.label} ({site.op}): gradient" for site in sites if site.log_grad_out is None]
+    missing += [f"{site.label}: all inside, for use_reentrant=False is not set" for site in sites if _reentrant(site)]
     missing += [f"{profile.name} ({profile.op}): gradient over time" for profile in times if not profile.log_grads]
     return tuple(dict.fromkeys(missing))
