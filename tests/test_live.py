@@ -120,3 +120,11 @@ def test_a_line_the_script_has_begun_stays() -> None:
     live.clear()
     stream.write("and now\r\n")
     assert screen(stream.getvalue(), 80) == ["epoch 1 and now", ""]
+
+
+def test_what_is_said_on_a_terminal_is_said_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    stream = Terminal()
+    words = [f"word{index}" for index in range(30)]
+    Live(stream).say(" ".join(words))
+    assert set(words) <= set(re.sub(r"\x1b\[[0-9;]*[mK]", "", stream.getvalue()).split())

@@ -70,8 +70,18 @@ def diagnose(
         )
     if not isinstance(steps, int) or steps < 0:
         raise ValueError(f"steps is {steps!r}. It must be a whole number, 0 or more. Leave it out for 30 steps.")
+    _check_rules(rules)
     flow = _observe(model, loss_fn, batches, optimizer, objective, steps)
     return judge(flow, rules)
+
+
+def _check_rules(rules: Sequence[AbstractRule] | None) -> None:
+    wrong = [rule for rule in rules or () if not isinstance(rule, AbstractRule)]
+    if wrong:
+        raise ValueError(
+            f"rules holds {wrong[0]!r}, which is no rule. Expected instances of AbstractRule, not classes or ids. "
+            "Pass rules=[MyRule()], or leave it out for all that are installed."
+        )
 
 
 def judge(flow: Flow, rules: Sequence[AbstractRule] | None = None) -> Diagnosis:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import TextIO
 
 from rich.console import Console
@@ -22,12 +21,12 @@ class Live:
     ourselves takes its place.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        """Write to ``stream``, else to stderr as it is at the time of writing."""
-        self._stream = stream
+    def __init__(self, stream: TextIO) -> None:
+        """Write to ``stream``."""
+        self.stream = stream
 
     def say(self, text: str) -> None:
-        """One line in words."""
+        """Words, in as many rows as they take."""
         self._write(Text.assemble(("unvanish: ", "bold cyan"), text))
 
     def step(self, who: str, index: int, loss: float, parameters: tuple[Parameter, ...]) -> None:
@@ -43,23 +42,22 @@ class Live:
 
     def clear(self) -> None:
         """Take the status away: something else than the script writes next."""
-        stream = self._stream or sys.stderr
-        if stream.isatty():
-            _console(stream).control(_REST_OF_ROW)
+        if self.stream.isatty():
+            _console(self.stream).control(_REST_OF_ROW)
 
     def _write(self, line: Text, status: bool = False) -> None:
-        stream = self._stream or sys.stderr
-        if not stream.isatty():
-            stream.write(f"{line.plain}\n")
-            stream.flush()
+        if not self.stream.isatty():
+            self.stream.write(f"{line.plain}\n")
+            self.stream.flush()
             return
-        console = _console(stream)
+        console = _console(self.stream)
         if not status:
             console.control(_REST_OF_ROW)
-        else:
-            line.truncate(console.width - 1, overflow="ellipsis")
-            line.align("right", console.width - 1)
-        console.print(line, overflow="ellipsis", no_wrap=True, end="\r" if status else "\n")
+            console.print(line)
+            return
+        line.truncate(console.width - 1, overflow="ellipsis")
+        line.align("right", console.width - 1)
+        console.print(line, overflow="ellipsis", no_wrap=True, end="\r")
 
 
 _REST_OF_ROW = Control((ControlType.ERASE_IN_LINE, 0))  # from the cursor on: left of it the script may have written

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 from torch import Tensor
 
@@ -19,6 +19,8 @@ from unvanish.torch.run.hooks import watching
 from unvanish.torch.run.joined import joined
 from unvanish.torch.run.program import Program, execute, exit_code, load, show_traceback
 from unvanish.torch.run.stillborn import NOTE, broken_losses, stillborn, variables
+from unvanish.torch.run.streams import flush_stdout, own_stderr
+from unvanish.torch.run.threads import threads_as_set
 from unvanish.torch.run.track import Look, Track
 from unvanish.torch.run.trial import examined, tried
 from unvanish.torch.run.untrained import explained, processes_seconds
@@ -51,18 +53,23 @@ def run(
     Raises:
         ValueError: there is no such script or module.
     """
-    program, json_path = load(target, module=module), None if json_path is None else json_path.absolute()
-    live = Live()
+    json_path = None if json_path is None else json_path.absolute()
+    try:
+        program = load(target, module=module)
+    except SyntaxError as error:  # in the script
+        show_traceback(error)
+        return 1
+    live = Live(own_stderr())
     watch = Watch(lambda track, look: _show(live, watch, track, look), live.say, steps)
     process, began = os.getpid(), processes_seconds()
     left: list[Tensor] = []
     code = _execute(program, args, watch, live, left)
     if os.getpid() != process:  # a child the script forked came all the way back
         raise SystemExit(code)
-    sys.stdout.flush()
+    flush_stdout()
     if watch.broken is not None:
         live.say("stopped watching because of an error of its own, please report it; the script was not disturbed")
-        sys.stderr.write(watch.broken)
+        live.stream.write(watch.broken)
     if not _reported(watch):
         why = explained(watch, target, processes_seconds() - began)
         verdict = _report_no_step(watch, live, left, json_path, why)
@@ -73,7 +80,7 @@ def run(
 
 def _execute(program: Program, args: list[str], watch: Watch, live: Live, left: list[Tensor]) -> int:
     """Run the script to its end, whatever that is; its exit code. Losses that are not finite are added to ``left``."""
-    with watching(watch):
+    with watching(watch), threads_as_set():
         try:
             try:
                 execute(program, args)
@@ -91,7 +98,7 @@ def _execute(program: Program, args: list[str], watch: Watch, live: Live, left: 
             live.say("interrupted")
             return _INTERRUPTED
         except BaseException as error:
-            sys.stdout.flush()
+            flush_stdout()
             show_traceback(error)
             return 1
     return 0
@@ -131,9 +138,10 @@ def _report(watch: Watch, live: Live, json_path: Path | None, *, quiet: bool) ->
     tracks = joined(reported)
     found = [_diagnose(track, tracks, watch, 0 if quiet else _PATIENCE) for track in tracks]
     for track, diagnosis in zip(tracks, found, strict=True):
-        _print(diagnosis, f"{label(track, watch)}, {track.count} steps" if len(tracks) > 1 else "")
+        _print(live.stream, diagnosis, f"{label(track, watch)}, {track.count} steps" if len(tracks) > 1 else "")
     _say_what_is_left(watch, live, len(reported))
-    _write(found, json_path)
+    if not _written(found, json_path, live):
+        return 2
     return 0 if quiet or all(diagnosis.healthy for diagnosis in found) else 1
 
 
@@ -146,16 +154,24 @@ def _report_no_step(watch: Watch, live: Live, left: list[Tensor], json_path: Pat
         return 2
     diagnosis = judge(flow)
     diagnosis = replace(diagnosis, notes=(*diagnosis.notes, NOTE))
-    _print(diagnosis, "")
-    _write([diagnosis], json_path)
-    return 1
+    _print(live.stream, diagnosis, "")
+    return 1 if _written([diagnosis], json_path, live) else 2
 
 
-def _write(found: list[Diagnosis], json_path: Path | None) -> None:
-    """As JSON, a list where there are several."""
-    if json_path is not None:
-        texts = [diagnosis.to_json() for diagnosis in found]
+def _written(found: list[Diagnosis], json_path: Path | None, live: Live) -> bool:
+    """Write them as JSON, a list where there are several; False if that is wanted and cannot be done."""
+    if json_path is None:
+        return True
+    texts = [diagnosis.to_json() for diagnosis in found]
+    try:
         json_path.write_text((texts[0] if len(texts) == 1 else f"[{','.join(texts)}]") + "\n", encoding="utf-8")
+    except OSError as error:
+        live.say(
+            f"--json {json_path} could not be written: {error}. Expected a file that can be written to until the "
+            "script has ended. Name one elsewhere; the report above is complete."
+        )
+        return False
+    return True
 
 
 def _say_what_is_left(watch: Watch, live: Live, told: int) -> None:
@@ -215,11 +231,11 @@ def _piling_up(track: Track) -> list[str]:
     return [f"at {looked} .grad still held the gradients of earlier steps, as without zero_grad()"]
 
 
-def _print(diagnosis: Diagnosis, title: str) -> None:
-    terminal = sys.stderr.isatty()
+def _print(stream: TextIO, diagnosis: Diagnosis, title: str) -> None:
+    terminal = stream.isatty()
     width = min(shutil.get_terminal_size((100, 24)).columns, 120) if terminal else 100
     heading = f"unvanish: {title}\n" if title else ""
     text = f"{heading}{render(diagnosis, width=width, color=terminal and 'NO_COLOR' not in os.environ)}"
-    encoding = sys.stderr.encoding or "utf-8"
-    sys.stderr.write(text.encode(encoding, "replace").decode(encoding) + "\n")
-    sys.stderr.flush()
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "replace").decode(encoding) + "\n")
+    stream.flush()

@@ -6,8 +6,7 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, ModuleType, TracebackType
@@ -38,16 +37,37 @@ def load(target: str, *, module: bool) -> Program:
 
 def _load_file(target: str) -> Program:
     path = Path(target)
-    file = path / "__main__.py" if path.is_dir() else path
-    if not file.is_file():
+    if path.is_dir() or zipfile.is_zipfile(path):
+        return _load_container(target)
+    if not path.is_file():
         raise ValueError(
             f"There is no file {target!r} in {Path.cwd()}. Expected your training script. "
             "Give its path as seen from here, or use -m for a module."
         )
-    full = str(Path(file).absolute())
-    code = compile(file.read_bytes(), full, "exec", dont_inherit=True)
+    full = str(path.absolute())
+    code = compile(path.read_bytes(), full, "exec", dont_inherit=True)
     main = _main_module(full, importlib.machinery.SourceFileLoader("__main__", full))
-    return Program(code, main, target, str(file.resolve().parent) if not path.is_dir() else target)
+    return Program(code, main, target, str(path.resolve().parent))
+
+
+def _load_container(target: str) -> Program:
+    """A folder or a zip file with a ``__main__.py``."""
+    full = str(Path(target).absolute())
+    spec = importlib.machinery.PathFinder.find_spec("__main__", [full])
+    if spec is None or spec.loader is None:
+        raise ValueError(
+            f"There is no __main__.py in {target!r}. Expected a training script, or a folder or zip file that "
+            "Python can run. Give the path of the script itself."
+        )
+    main = _main_module(spec.origin or "", spec.loader)
+    main.__spec__, main.__package__ = spec, ""
+    return Program(_code(spec), main, target, full)
+
+
+def _code(spec: importlib.machinery.ModuleSpec) -> CodeType:
+    code: CodeType | None = getattr(spec.loader, "get_code", lambda _: None)(spec.name)
+    assert code is not None, "its finder found it"
+    return code
 
 
 def _load_module(name: str) -> Program:
@@ -79,22 +99,15 @@ def _main_module(file: str, loader: Any) -> ModuleType:
 
 
 def execute(program: Program, args: list[str]) -> None:
-    """Run it; whatever it raises comes out."""
-    with _installed(program, args):
-        exec(program.code, vars(program.main))
+    """Run it; whatever it raises comes out.
 
-
-@contextmanager
-def _installed(program: Program, args: list[str]) -> Iterator[None]:
-    before = sys.argv, sys.path[:], sys.modules["__main__"]
+    It stays ``__main__``, with its arguments, to the end of the process: for what it leaves to ``atexit`` and threads.
+    """
     sys.argv = [program.argv0, *args]
     if not sys.flags.safe_path:
         sys.path[0] = program.path0
     sys.modules["__main__"] = program.main
-    try:
-        yield
-    finally:
-        sys.argv, sys.path[:], sys.modules["__main__"] = before
+    exec(program.code, vars(program.main))
 
 
 def exit_code(error: SystemExit) -> int:

@@ -26,6 +26,7 @@ from unvanish.torch.run.batch import LARGEST
 from unvanish.torch.run.quiet import unheard
 from unvanish.torch.run.replay import Played, objective
 from unvanish.torch.run.seen import Seen
+from unvanish.torch.run.streams import unprinted
 from unvanish.torch.views.mixing import mixed_at
 from unvanish.torch.views.padding import only_padding
 from unvanish.types import Experiment, Flow, LossView
@@ -93,7 +94,7 @@ def tried(trial: Trial, flow: Flow, rates: tuple[float, ...] = (), steps: int = 
     full = _set_rates(optimizer, rates)
     loss = trial.loss or flow.loss
     attempt = Attempt(model, optimizer, trial.objective, [trial.data], steps, loss.floor)
-    with preserved_randomness(), torch.enable_grad(), unheard():
+    with preserved_randomness(), torch.enable_grad(), unheard(), unprinted():
         if isinstance(model, Played) and not model.faithful():
             return ()
         made = experiments(model, optimizer, trial.objective, [trial.data], replace(flow, loss=loss), steps)
@@ -108,7 +109,7 @@ def examined(trial: Trial, flow: Flow) -> Flow:
     Samples that read one another, padding that is read, and derivatives that lead nowhere.
     """
     model, how, data = trial.work.model, trial.objective, trial.data
-    with preserved_randomness(), torch.enable_grad(), unheard():
+    with preserved_randomness(), torch.enable_grad(), unheard(), unprinted():
         if isinstance(model, Played):
             lost = () if model.tape.derives_inputs or not flow.experiments else lost_histories(model, how, data)
             return replace(flow, cuts=(*flow.cuts, *lost))
