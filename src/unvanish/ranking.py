@@ -60,7 +60,9 @@ def rank(flow: Flow, findings: list[Finding]) -> Diagnosis:
 
 
 def _weight(finding: Finding) -> float:
-    return finding.confidence - _STEP * UPSTREAM.index(finding.cause)
+    """A cause that somebody else's rule has brought along counts as the last."""
+    place = UPSTREAM.index(finding.cause) if finding.cause in UPSTREAM else len(UPSTREAM)
+    return finding.confidence - _STEP * place
 
 
 def _notes(flow: Flow) -> tuple[str, ...]:

@@ -106,7 +106,22 @@ def test_the_hook_of_a_copy_knows_only_copies(make: Callable[..., Any]) -> None:
     assert schedule.last_epoch == 0
     assert not optimizer.state
     assert hooked(work.optimizer) == (make is not by_hidden)
-    assert (work.optimizer.param_groups[0]["lr"] > 2e-9) == (make is not by_hidden)
+    rate = work.optimizer.param_groups[0]["lr"]
+    assert rate > 2e-9
+    assert (rate == 1e-2) == (make is by_hidden)  # nobody raises it there: it stands at the schedule's full rate
+
+
+@pytest.mark.parametrize("rate", [1e-2, 1e-10])
+def test_a_warm_up_is_rehearsed_at_its_full_rate_which_is_not_judged(rate: float) -> None:
+    model, batches, optimizer, schedule = program(by_closure, rate, slow=0.01)
+    optimizer._optimizer_step_post_hooks.clear()  # the program steps its schedule itself
+    diagnosis = unvanish.diagnose(model, nn.functional.cross_entropy, batches, optimizer)
+    assert not any(one.cause.startswith("learning-rate") for one in diagnosis.findings)
+    assert diagnosis.flow.optimizer is not None
+    assert (diagnosis.flow.optimizer.learning_rates, diagnosis.flow.optimizer.given) == ((rate,), False)
+    assert any("schedule" in one for one in diagnosis.flow.unobserved)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(rate / 100)
+    assert (diagnosis.learns is True) == (rate == 1e-2)
 
 
 def test_a_schedule_that_never_leaves_a_tiny_rate_is_still_found() -> None:

@@ -31,6 +31,7 @@ class Symmetry(AbstractRule):
     share: float = 0.75
     learnt: float = 0.8
     factors: int = 2
+    long: int = 50
     cause: ClassVar[Cause] = "symmetry"
     title: ClassVar[str] = "units of a layer are copies of one another and stay so"
     source: ClassVar[str] = "Goodfellow et al. 2016, Deep Learning, section 8.4 (breaking symmetry)"
@@ -42,7 +43,7 @@ class Symmetry(AbstractRule):
     def check(self, flow: Flow) -> Finding | None:
         if (reading.progress(flow) or 0.0) > self.learnt:
             return None
-        return self._zero_product(flow) or self._clones(flow) or self._units(flow)
+        return self._zero_product(flow) or self._clones(flow) or self._units(flow) or self._constants(flow)
 
     def _zero_product(self, flow: Flow) -> Finding | None:
         """Zero matrices behind zero matrices: the gradient of each has the other as a factor, and nothing ever moves."""
@@ -97,6 +98,20 @@ class Symmetry(AbstractRule):
             "unit. Expected: random, different rows. Initialise hidden layers with Xavier or He.",
         )  # fmt: skip
 
+    def _constants(self, flow: Flow) -> Finding | None:
+        """Weights that all start as one number, which only biases tell apart, in a net that comes to little."""
+        equal = [p for p in reading.trainable(flow) if self._copied(p) and p.constant and not self._zero(p)]
+        own = reading.trains(flow) if flow.origin == "run" and len(flow.steps) >= self.long else None
+        learnt = reading.learns(flow) if own is None else own >= reading.LEARNS
+        if not equal or learnt:
+            return None
+        return self._finding(
+            flow, equal, 0.9, Evidence("layers whose weights are all one number", len(equal), "", "0"),
+            f"The weights of {_words.count(len(equal), 'layer')} all start as one number: only their biases tell the units "
+            "apart, which get nearly the same gradients. Expected: random, different rows. Initialise hidden layers with "
+            "Xavier or He.",
+        )  # fmt: skip
+
     @staticmethod
     def _zero(p: Parameter) -> bool:
         return p.constant and p.log_weight is not None and p.log_weight < -80
@@ -109,11 +124,14 @@ class Symmetry(AbstractRule):
         base = _flows.plain()
         zero = _flows.parameter("lora_b.weight", duplicate_rows=1.0, constant=True)
         moved = Snapshot(10, base.sites, (replace(zero, duplicate_rows=0.0, constant=False),))
+        ones = _flows.parameter("layers.2.weight", duplicate_rows=1.0, constant=True)
         frozen = _flows.parameter("mask.weight", duplicate_rows=1.0, requires_grad=False)
         return (
             base,
             replace(base, parameters=(*base.parameters, zero), snapshots=(moved,)),
             replace(base, parameters=(*base.parameters, frozen)),
+            replace(base, parameters=(*base.parameters, ones)),  # it learns all the same
+            replace(_flows.plain(stuck=True), parameters=(*base.parameters, replace(ones, log_weight=-math.inf))),
             replace(base, parameters=(*base.parameters, zero), snapshots=()),  # no later look
             replace(base, parameters=(replace(zero, log_update=-math.inf),), snapshots=(Snapshot(1, (), (zero,)),)),
             replace(base, parameters=(*base.parameters, replace(zero, log_weight=-math.inf, log_grad=-math.inf))),
@@ -131,6 +149,7 @@ class Symmetry(AbstractRule):
         return (
             replace(base, parameters=(copied,), snapshots=(still,)),
             replace(beside, snapshots=(still,)),
+            replace(beside, snapshots=(replace(still, parameters=(_flows.parameter("layers.2.weight"),)),)),
             replace(base, parameters=factors),
             replace(base, parameters=experts, snapshots=(Snapshot(10, base.sites, experts),)),
         )

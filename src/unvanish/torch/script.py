@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from dataclasses import replace
@@ -224,7 +225,7 @@ def _flow(track: Track, tracks: list[Track], watch: Watch) -> Flow:
 
 def _piling_up(track: Track) -> list[str]:
     """A note on gradients that nobody takes away."""
-    found = [step for step, share in track.record.carried.items() if share]
+    found = [step for step, share in track.record.carried.items() if 0 < share < math.inf]
     if len(found) < 2:
         return []
     looked = f"{len(found)} of the {len(track.record.carried)} later steps looked at"

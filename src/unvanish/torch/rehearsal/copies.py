@@ -77,7 +77,7 @@ def grads_aside(model: nn.Module) -> Iterator[None]:
 def working_copy(model: nn.Module, optimizer: Optimizer | None, loss: tuple[Any, ...]) -> Working:
     """Deep copies of model, optimizer and losses (modules, functions, callable objects) that refer to one another.
 
-    Where a schedule starts at a learning rate of 0, the copy has the full rate: nobody steps the schedule there.
+    Where a schedule starts below its full learning rate, the copy has that: nobody steps the schedule there.
 
     Raises:
         ValueError: where Python cannot copy one of them.
@@ -138,7 +138,7 @@ def _copy_empty(model: nn.Module, memo: dict[int, Any]) -> None:
 
 
 def warming_up(optimizer: Optimizer | None) -> list[dict[str, Any]]:
-    """The groups whose rate a schedule holds at 0 before the first step; it leaves the full rate beside it.
+    """The groups whose rate a schedule holds low before the first step; it leaves the full rate beside it.
 
     An optimizer that has stepped (it has a state) stands at the end of its schedule, and nobody will raise the rate.
     Where its steps carry a hook, that may be the schedule: it raises the rate itself.
@@ -146,7 +146,7 @@ def warming_up(optimizer: Optimizer | None) -> list[dict[str, Any]]:
     fresh = [part for part in parts_of(optimizer) if not any(part.state.values()) and not hooked(part)]
     groups = [group for part in fresh for group in part.param_groups]
     scheduled = [group for group in groups if "initial_lr" in group and group.get("lr") is not None]
-    return [group for group in scheduled if float(group["lr"]) == 0 < float(group["initial_lr"])]
+    return [group for group in scheduled if float(group["lr"]) < float(group["initial_lr"])]
 
 
 def _complete(optimizer: Optimizer, copied: Optimizer, memo: dict[int, Any]) -> None:

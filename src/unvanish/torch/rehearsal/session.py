@@ -40,7 +40,7 @@ from unvanish.torch.views.rank import stable_rank
 from unvanish.types import Flow, OptimizerView, Site, TimeProfile
 
 _MOST_BATCHES = 16
-_SCHEDULED = ("the schedule of the learning rate, which stands at 0: steps were made at its full rate",)
+_SCHEDULED = ("the schedule of the learning rate, which begins low: steps were made at its full rate",)
 _HOOK = "a hook at the optimizer's steps, which refers to what cannot be copied: the learning rate is not judged"
 _DEEP = 10  # weight layers in a row from which directions may collapse
 
@@ -205,11 +205,15 @@ def _gradient_broken(flow: Flow) -> bool:
 
 
 def _unscheduled(optimizer: Optimizer, view: OptimizerView) -> OptimizerView:
-    """The rates that the rehearsal uses: the full ones where a schedule starts at 0."""
-    full = [id(group) for group in warming_up(optimizer)]
+    """The rates that the rehearsal uses: the full ones where a schedule starts low.
+
+    One that rises from above 0 is a warm-up; what a full rate does without it is not judged.
+    """
+    rising = warming_up(optimizer)
+    full = [id(group) for group in rising]
     groups = [group for group in optimizer.param_groups if group.get("lr") is not None]
     rates = tuple(float(group["initial_lr" if id(group) in full else "lr"]) for group in groups)
-    return replace(view, learning_rates=rates)
+    return replace(view, learning_rates=rates, given=view.given and not any(float(g["lr"]) for g in rising))
 
 
 def _reentrant(site: Site) -> bool:
