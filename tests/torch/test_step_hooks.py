@@ -113,7 +113,7 @@ def test_the_hook_of_a_copy_knows_only_copies(make: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("rate", [1e-2, 1e-10])
 def test_a_warm_up_is_rehearsed_at_its_full_rate_which_is_not_judged(rate: float) -> None:
-    model, batches, optimizer, schedule = program(by_closure, rate, slow=0.01)
+    model, batches, optimizer, _ = program(by_closure, rate, slow=0.01)
     optimizer._optimizer_step_post_hooks.clear()  # the program steps its schedule itself
     diagnosis = unvanish.diagnose(model, nn.functional.cross_entropy, batches, optimizer)
     assert not any(one.cause.startswith("learning-rate") for one in diagnosis.findings)
