@@ -40,3 +40,11 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def interpreter():
+    """A script that is run in this process leaves its arguments and its ``__main__`` behind."""
+    before = sys.argv, sys.path[:], sys.modules["__main__"]
+    yield
+    sys.argv, sys.path[:], sys.modules["__main__"] = before

@@ -35,6 +35,12 @@ def test_nothing_is_lost_and_symptoms_hang_under_the_root_only(found):
     assert diagnosis.healthy == (not found)
 
 
+def test_a_cause_of_somebody_elses_rule_is_ranked_too() -> None:
+    ours, theirs = finding("depth", 0.8), finding("too-wide", 0.8)
+    assert [top.cause for top in rank(_flows.plain(stuck=True), [theirs, ours]).findings] == ["depth"]
+    assert [top.cause for top in rank(_flows.plain(stuck=True), [theirs]).findings] == ["too-wide"]
+
+
 @given(findings)
 def test_the_order_in_which_rules_ran_does_not_matter(found):
     flow = _flows.plain(stuck=True)

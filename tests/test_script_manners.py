@@ -127,6 +127,30 @@ def test_a_report_that_cannot_be_written_is_printed_and_said(tmp_path: Path) -> 
     assert "could not be written" in done.stderr
 
 
+def test_steps_inside_of_backward_are_said_not_to_be_watched(tmp_path: Path) -> None:
+    each = """parts = {p: torch.optim.SGD([p], 0.1) for p in net.parameters()}
+def step(p):
+    parts[p].step()
+    parts[p].zero_grad()
+for p in parts:
+    p.register_post_accumulate_grad_hook(step)
+"""
+    text = QUIET.replace("for _ in", each + "for _ in").replace("optimizer.step()", "pass")
+    done = watched(tmp_path, text)
+    assert done.returncode == 2
+    assert "inside of backward()" in done.stderr
+    assert "times and" not in done.stderr
+
+
+def test_backward_alone_is_no_training(tmp_path: Path) -> None:
+    lines = [line for line in QUIET.splitlines() if "optimizer" not in line]
+    done = watched(tmp_path, "\n".join(lines))
+    assert done.returncode == 2
+    assert "backward() was called 12 times but no optimizer made a step" in done.stderr
+    by_hand = "    with torch.no_grad(): [p.sub_(0.1 * p.grad) for p in net.parameters()]; net.zero_grad()"
+    assert watched(tmp_path, "\n".join([*lines, by_hand])).returncode in (0, 1)
+
+
 def test_threads_asked_for_before_the_import_are_those_that_are_used(tmp_path: Path) -> None:
     asked = "import os; os.environ['OMP_NUM_THREADS'] = '1'\nimport torch; print(torch.get_num_threads())\n"
     late = "import torch, os; os.environ['OMP_NUM_THREADS'] = '1'\nprint(torch.get_num_threads())\n"

@@ -108,8 +108,8 @@ def time_fall(profile: TimeProfile) -> float | None:
 
 
 def names(sites: Iterable[Site]) -> tuple[str, ...]:
-    """Labels without repeats, in order."""
-    return tuple(dict.fromkeys(site.label for site in sites))
+    """Labels without repeats, in order; "model" for what the outermost module computes itself."""
+    return tuple(dict.fromkeys(site.label or "model" for site in sites))
 
 
 def modules(parameters: Iterable[Parameter]) -> tuple[str, ...]:

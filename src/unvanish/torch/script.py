@@ -123,7 +123,7 @@ def _trained(watch: Watch) -> list[Track]:
 
 def _reported(watch: Watch) -> list[Track]:
     """The optimizers to report on; a training repeated fold after fold is reported once."""
-    tracks = [track for track in _trained(watch) if track.seen]
+    tracks = [track for track in _trained(watch) if track.seen and not (track.by_hand and track.stood())]
     firsts = [track for i, track in enumerate(tracks) if not any(track.repeats(other) for other in tracks[:i])]
     return [_main_of([first, *(track for track in tracks if track.repeats(first))]) for first in firsts]
 

@@ -12,6 +12,7 @@ from unvanish.diagnosis import Diagnosis
 from unvanish.torch import script
 from unvanish.types import Finding
 
+pytestmark = pytest.mark.usefixtures("interpreter")
 PROGRAM = str(Path(__file__).parents[2] / "programs" / "faults.py")
 
 

@@ -10,6 +10,7 @@ from unvanish.torch import script
 from unvanish.torch.run.untrained import explained
 from unvanish.torch.run.watch import Watch
 
+pytestmark = pytest.mark.usefixtures("interpreter")
 PROGRAMS = Path(__file__).parents[2] / "programs"
 
 

@@ -8,7 +8,6 @@ from typing import TypeVar
 
 from unvanish.torch.probe.probe import merge_units
 from unvanish.torch.rehearsal.session import unobserved
-from unvanish.torch.run.by_hand import ByHand
 from unvanish.torch.run.roots import Roots
 from unvanish.torch.run.track import Track
 from unvanish.torch.views.observe import Observation
@@ -102,7 +101,7 @@ def _merged(first: Observation, second: Observation | None) -> tuple[Site, ...]:
 
 def _optimizer(track: Track) -> OptimizerView:
     """Weights changed by hand have an unknown learning rate, which is not judged."""
-    if track.name != ByHand.__name__:
+    if not track.by_hand:
         return track.view
     return replace(track.view, name="no optimizer", learning_rates=(), given=False)
 

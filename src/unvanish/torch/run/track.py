@@ -15,6 +15,7 @@ from unvanish.torch.probe.naming import Names
 from unvanish.torch.probe.scopes import Scopes
 from unvanish.torch.rehearsal.rehearse import update_ratios
 from unvanish.torch.rehearsal.settings import view_optimizer
+from unvanish.torch.run.by_hand import ByHand
 from unvanish.torch.run.record import Record
 from unvanish.torch.run.seen import Seen, gradient_norms
 from unvanish.torch.run.trial import Trial
@@ -75,6 +76,16 @@ class Track:
     def count(self) -> int:
         """Its steps so far."""
         return self.record.count
+
+    @property
+    def by_hand(self) -> bool:
+        """Is there no optimizer?"""
+        return self.name == ByHand.__name__
+
+    def stood(self) -> bool:
+        """Did none of its weights move at any step looked at?"""
+        updates = [p.log_update for look in self.looks for p in look.seen.parameters]
+        return all(update in (None, -math.inf) for update in updates)
 
     @property
     def seen(self) -> list[Look]:

@@ -25,11 +25,10 @@ def explained(watch: Watch, target: str, others: float) -> str:
         target: its name.
         others: processor time of the processes it started.
     """
-    passes, steps = (
-        watch.backwards + watch.unclear,
-        sum(track.count for track in watch.roster.tracks) + watch.roster.unwatched,
-    )
-    called = f"backward() was called {passes} times" if passes else "backward() was never called"
+    passes = watch.backwards + watch.unclear
+    steps = watch.roster.unwatched + sum(track.count for track in watch.roster.tracks if not track.by_hand)
+    often = "" if steps else f" {passes} times"  # between looks only steps are counted
+    called = f"backward() was called{often}" if passes else "backward() was never called"
     stepped = f"optimizers made {steps} steps" if steps else "no optimizer made a step"
     joint = "and" if bool(passes) == bool(steps) else "but"
     there = "in its main thread " if watch.strangers or others > _IMPORT else ""
@@ -50,6 +49,8 @@ def _reasons(watch: Watch, others: float) -> list[str]:
         reasons.append(f"Another thread made {watch.strangers} backward passes and steps: {_ONLY}")
     if others > _IMPORT:
         reasons.append(f"Other processes that it started worked for {others:.0f} s: {_ONLY}")
+    if watch.inside:
+        reasons.append("Steps were made inside of backward(), as by hooks on the gradients: such are not watched.")
     if watch.unclear:
         reasons.append(f"{watch.unclear} of these calls started from something else than a single number: not watched.")
     if watch.derivatives.others:

@@ -57,6 +57,7 @@ class Watch:
         self.window: Window | None = None
         self.backwards = 0
         self.unclear = 0  # backward passes of no single number
+        self.inside = 0  # steps made while a backward pass went on
         self.broken: str | None = None
         self._looked, self._limit = looked, limit
         self.tally = Tally()
@@ -70,6 +71,7 @@ class Watch:
         self._hand: ByHand | None = None
         self.derivatives = Derivatives()
         self.strangers = 0  # backward passes and steps of other threads
+        self._passing = False
         self._process, self._thread = _pid(), _thread()
 
     def elsewhere(self) -> bool:
@@ -120,6 +122,7 @@ class Watch:
         self.tally.scaled = None
         value = value_of(loss)
         self.tally.note(value)
+        self._passing = self.window is not None and not by_grad
         if self.window is not None:
             return self.window.begin(loss, None if scaler is None else scaler.get_scale(), self.backwards)
         if self._hand is not None:
@@ -130,6 +133,7 @@ class Watch:
 
     def backward_ended(self, pending: Pending, gradients: Gradients | None = None) -> None:
         """It is done; ``pending`` is what ``backward_begins`` returned, ``gradients`` what ``grad`` did."""
+        self._passing = False
         if self.window is None:
             return
         pending.seen.apart = gradients is not None
@@ -146,9 +150,10 @@ class Watch:
 
     def step_begins(self, optimizer: Optimizer) -> None:
         """Optimizer pre-hook."""
+        self.inside += self._passing and optimizer is not self._hand
         if self._hand is not None and optimizer is not self._hand:
             self._hand = self._stepping = None
-            self.roster.tracks = [track for track in self.roster.tracks if track.name != ByHand.__name__]
+            self.roster.tracks = [track for track in self.roster.tracks if not track.by_hand]
         track = self.roster.find(optimizer)
         if track is None:
             self.created(optimizer)
