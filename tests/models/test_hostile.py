@@ -95,6 +95,12 @@ REFUSED: dict[str, tuple[str, Callable[[], Any]]] = {
     "no batches": ("without batches", lambda: diagnose(net(), CE)),
     "an empty list": ("is empty", lambda: diagnose(net(), CE, [])),
     "a used generator": ("is empty", lambda: diagnose(net(), CE, iter([]))),
+    "a batch without samples": (
+        "Batch 1 holds no samples",
+        lambda: diagnose(net(), CE, [data()[0], (torch.zeros(0, 8), torch.zeros(0))]),
+    ),
+    "rules by id": ("is no rule", lambda: diagnose(net(), CE, data(), rules=["depth"])),
+    "a list of nothing": ("a list of 0", lambda: diagnose(net(), CE, data(), [])),
     "a number of batches": ("is a int", lambda: diagnose(net(), CE, 5)),
     "a dataset": ("TensorDataset", lambda: diagnose(net(), CE, TensorDataset(torch.randn(4, 8), torch.zeros(4)))),
     "one tensor": ("A batch is a Tensor", lambda: diagnose(net(), CE, torch.randn(4, 8))),

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from unvanish import reading
 from unvanish.torch.probe.probe import merge_units
+from unvanish.torch.probe.scopes import tensors_in
 from unvanish.torch.rehearsal.copies import (
     grads_aside,
     preserved_generators,
@@ -130,6 +131,13 @@ def _take(batches: Iterable[Any], count: int) -> list[Any]:
             "batches is empty. A diagnosis needs at least one batch of (input, target). "
             "Pass a list of batches or a DataLoader; a generator that was used before yields nothing."
         )
+    for number, batch in enumerate(held):
+        lengths = [len(tensor) for tensor in tensors_in(batch) if tensor.ndim]
+        if lengths and not any(lengths):
+            raise ValueError(
+                f"Batch {number} holds no samples: all its tensors have length 0. Expected one sample or more in each. "
+                "Look at what selects them, as a filter or a mask, and leave empty batches out."
+            )
     return held
 
 
