@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from unvanish import reading
 from unvanish.rules import _downfall, _flows, _words
-from unvanish.types import Evidence, Finding, Flow, OptimizerView, Snapshot, Step
+from unvanish.types import Evidence, Experiment, Finding, Flow, OptimizerView, Snapshot, Step
 from unvanish.units import AbstractRule
 from unvanish.vocabulary import Cause
 
@@ -227,6 +227,8 @@ class LearningRateHigh(AbstractRule):
             _flows.lever(_flows.plain(stuck=True), "learning-rate", 100.0),
             replace(_flows.plain(), steps=cls._kept(stuck=False, shares=(0.9, 0.9, 0.9))),  # it learns all the same
             cls._rushing(0.02),
+            cls._limping(0.1, helped=True),  # its steps are small
+            cls._limping(3.0, helped=False),
             replace(_flows.plain(), steps=cls._kept(stuck=False, shares=(0.9,) * 8) + _flows.plain().steps[-1:] * 10),
             replace(_flows.plain(), steps=cls._kept(stuck=False, shares=(0.9,) * 3)[:20]),  # is it an accumulation?
             replace(_flows.plain(stuck=True), steps=cls._kept(stuck=True, shares=(0.9, 0.0, 0.9, 0.9))),  # accumulated
@@ -252,6 +254,7 @@ class LearningRateHigh(AbstractRule):
             struck,
             replace(_flows.plain(), origin="run", steps=cls._thrown(0.6)),
             cls._rushing(0.1),
+            cls._limping(3.0, helped=True),
             replace(seen, steps=(replace(leap, largest_update_ratio=9.0), *still), snapshots=(flat,)),
             _flows.lever(idle, "learning-rate-in-training", 0.1),
             replace(_flows.plain(), steps=cls._kept(stuck=True, shares=(0.5, 0.7, 0.9))),
@@ -288,6 +291,14 @@ class LearningRateHigh(AbstractRule):
         """A long training of the user's that comes to nothing; every tenth step was looked at."""
         steps = tuple(Step(i, _flows.FLOOR, 0.0, None if i % 10 else ratio) for i in range(100))
         return replace(_flows.plain(stuck=True), origin="run", steps=steps, experiments=())
+
+    @staticmethod
+    def _limping(ratio: float, *, helped: bool) -> Flow:
+        """A long training that removes a fifth of guessing's loss, as one batch half learnt by heart; a smaller rate?"""
+        steps = tuple(Step(i, (1 - i / 400) * _flows.FLOOR, 0.0, 1e-2, 1e-2 if i else ratio) for i in range(80))
+        half = Experiment("none", 1.0, tuple((1 - i / 80) * _flows.FLOOR for i in range(40)), _flows.FLOOR)
+        base = replace(_flows.plain(), origin="run", steps=steps, experiments=(half,))
+        return _flows.lever(base, "learning-rate", 0.1) if helped else base
 
     @staticmethod
     def _kept(*, stuck: bool, shares: tuple[float, ...]) -> tuple[Step, ...]:

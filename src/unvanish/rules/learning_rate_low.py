@@ -201,6 +201,7 @@ class LearningRateLow(AbstractRule):
             _flows.lever(stuck, "learning-rate", 10.0),
             replace(done, steps=still, loss=replace(done.loss, value=0.1)),  # it was converged before
             replace(stuck, steps=still[:10]),  # a warm-up, seen for some steps only
+            replace(stuck, steps=tuple(Step(i, 2.3, -1.0, 1e-7, 3e-6) for i in range(60))),  # and no larger rate learns
         )
 
     @classmethod
@@ -208,6 +209,7 @@ class LearningRateLow(AbstractRule):
         stuck = _flows.plain(stuck=True)
         uneven = replace(stuck, optimizer=OptimizerView("SGD", (1e-7, 0.1)))
         still = replace(_flows.plain(), origin="run", steps=tuple(Step(i, 2.3, -1.0, 1e-12, 1e-12) for i in range(60)))
+        crawling = tuple(Step(i, 2.3, -1.0, 1e-8, 3e-7) for i in range(60))
         slow = replace(_flows.plain(stuck=True), **_flows.training(stuck=True, update_ratio=1e-7))
         clipped = tuple(Step(i, 2.3, 0.0, 1e-6, 1e-6, clip=1e-3) for i in range(20))
         moving = tuple(replace(step, update_ratio=1e-5, largest_update_ratio=1e-4) for step in clipped)
@@ -223,6 +225,7 @@ class LearningRateLow(AbstractRule):
             replace(slow, steps=clipped),
             replace(_flows.plain(), origin="run", steps=moving),
             still,
+            replace(still, steps=crawling),
             replace(still, steps=emptied),
             replace(still, steps=emptied[:4]),  # certain after a few
             replace(still, steps=faded),
