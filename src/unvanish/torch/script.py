@@ -60,7 +60,12 @@ def run(
     except SyntaxError as error:  # in the script
         show_traceback(error)
         return 1
-    live = Live(own_stderr())
+    with own_stderr() as stream:
+        return _watched(program, args, Live(stream), steps, json_path)
+
+
+def _watched(program: Program, args: list[str], live: Live, steps: int | None, json_path: Path | None) -> int:
+    """Run the program, report, and return the exit code."""
     watch = Watch(lambda track, look: _show(live, watch, track, look), live.say, steps)
     process, began = os.getpid(), processes_seconds()
     left: list[Tensor] = []
@@ -72,7 +77,7 @@ def run(
         live.say("stopped watching because of an error of its own, please report it; the script was not disturbed")
         live.stream.write(watch.broken)
     if not _reported(watch):
-        why = explained(watch, target, processes_seconds() - began)
+        why = explained(watch, program.argv0, processes_seconds() - began)
         verdict = _report_no_step(watch, live, left, json_path, why)
         return code or verdict
     verdict = _report(watch, live, json_path, quiet=bool(code))

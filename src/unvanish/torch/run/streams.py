@@ -10,13 +10,16 @@ from collections.abc import Iterator
 from typing import TextIO
 
 
-def own_stderr() -> TextIO:
+@contextlib.contextmanager
+def own_stderr() -> Iterator[TextIO]:
     """A stream to where stderr leads now: a script may put a logger in its place, or close it."""
     try:
         number, encoding = os.dup(sys.stderr.fileno()), sys.stderr.encoding
     except (AttributeError, OSError, ValueError):  # there is none, or none of the system's
-        return sys.stderr or io.StringIO()
-    return os.fdopen(number, "w", buffering=1, encoding=encoding, errors="replace")
+        yield sys.stderr or io.StringIO()
+        return
+    with os.fdopen(number, "w", buffering=1, encoding=encoding, errors="replace") as stream:
+        yield stream
 
 
 def flush_stdout() -> None:

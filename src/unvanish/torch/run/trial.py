@@ -124,4 +124,5 @@ def _set_rates(optimizer: Optimizer, rates: tuple[float, ...]) -> float:
     for group, rate in zip(groups, rates, strict=False):  # it may have got more groups since
         full = max(full, float(group.get("initial_lr", group["lr"])) / rate) if rate else full
         group["lr"] = torch.full_like(group["lr"], rate) if isinstance(group["lr"], Tensor) else rate
+        group.pop("initial_lr", None)  # these are the training's own rates, and no longer the start of a schedule
     return full
