@@ -15,6 +15,7 @@ from unvanish.reading.learning import (
     learnt_once,
     progress,
     trains,
+    trains_at_length,
 )
 from unvanish.reading.levers import best_in_training, best_lever, level, relieves
 from unvanish.reading.sites import (
@@ -93,6 +94,7 @@ __all__ = [
     "time_fall",
     "trainable",
     "trains",
+    "trains_at_length",
     "update_ratio",
     "with_feeders",
 ]

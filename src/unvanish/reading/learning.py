@@ -30,6 +30,11 @@ def trains(flow: Flow) -> float | None:
     return Experiment("none", 1.0, tuple(step.loss for step in flow.steps), flow.loss.floor).progress
 
 
+def trains_at_length(flow: Flow) -> float | None:
+    """The same of a training of the user's own that is long enough to show whether it learns; None of any other."""
+    return trains(flow) if flow.origin == "run" and len(flow.steps) >= _LONG else None
+
+
 def learns(flow: Flow) -> bool:
     """The network demonstrably learns as it is."""
     reached = progress(flow)
@@ -81,7 +86,7 @@ def improves(flow: Flow) -> bool | None:
         return falls(flow) if flow.experiments else None
     if converged(flow):
         return True
-    own = trains(flow) if flow.origin == "run" and len(flow.steps) >= _LONG else None
+    own = trains_at_length(flow)
     if own is not None and flow.loss.floor is not None:
         return own >= 0.05
     return not at_floor(flow) and (reached >= 0.1 or (decline(flow) >= 0.1 and not _ends_at_floor(flow)))

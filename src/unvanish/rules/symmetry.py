@@ -31,7 +31,6 @@ class Symmetry(AbstractRule):
     share: float = 0.75
     learnt: float = 0.8
     factors: int = 2
-    long: int = 50
     cause: ClassVar[Cause] = "symmetry"
     title: ClassVar[str] = "units of a layer are copies of one another and stay so"
     source: ClassVar[str] = "Goodfellow et al. 2016, Deep Learning, section 8.4 (breaking symmetry)"
@@ -101,7 +100,7 @@ class Symmetry(AbstractRule):
     def _constants(self, flow: Flow) -> Finding | None:
         """Weights that all start as one number, which only biases tell apart, in a net that comes to little."""
         equal = [p for p in reading.trainable(flow) if self._copied(p) and p.constant and not self._zero(p)]
-        own = reading.trains(flow) if flow.origin == "run" and len(flow.steps) >= self.long else None
+        own = reading.trains_at_length(flow)
         learnt = reading.learns(flow) if own is None else own >= reading.LEARNS
         if not equal or learnt:
             return None

@@ -25,6 +25,7 @@ class Arrivals:
         self.zeros: dict[int, float] = {}  # site -> share of zeros in what arrives, where it comes in few digits
         self._norms = norms
         self._vertices: list[Vertex] = []
+        self._computed = False  # is any weight computed of parameters?
         self._next = -1  # index of the vertex, or of one above it, at whose node something should arrive next
         self._places: dict[Any, int] | None = None  # node -> index of its vertex, once that went wrong
         self._held = 0  # bytes of gradients that wait
@@ -36,6 +37,7 @@ class Arrivals:
         self._norms.reserve(len(vertices))
         self._vertices, self._next = vertices, len(vertices) - 1
         self.passed = [None] * len(vertices)
+        self._computed = any(vertex.constant for vertex in vertices)
         for vertex in vertices:
             if vertex.hidden:
                 continue
@@ -137,7 +139,7 @@ class Arrivals:
 
     def _data_positions(self, vertex: Vertex) -> tuple[int, ...]:
         """Where it reads what depends on the batch; everywhere, if nothing it reads does."""
-        if vertex.constant:
+        if vertex.constant or not self._computed:
             return vertex.positions
         pairs = zip(vertex.below, vertex.positions, strict=True)
         return tuple(position for below, position in pairs if not below.constant)

@@ -42,3 +42,8 @@ def _saved_names(kind: type) -> tuple[str, ...]:
     if known is None:
         known = _SAVED[kind] = tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
     return known
+
+
+def signed(number: int) -> int:
+    """A whole number that autograd kept, which shows negative ones as unsigned."""
+    return int(number) - (1 << 64) if number >= 1 << 63 else int(number)

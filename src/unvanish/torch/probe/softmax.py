@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from unvanish.torch.probe.graph import Vertex
-from unvanish.torch.probe.saved import readable
+from unvanish.torch.probe.saved import readable, signed
 
 _STRAIGHT = ("View", "UnsafeView", "Expand", "Clone", "ToCopy")  # none of them moves the last axis
 _ALONE = 0.99  # of a softmax's row: p (1 - p) is 4 % of its best
@@ -24,9 +24,7 @@ def softmax_axis(vertex: Vertex) -> int | None:
     """The axis along which the outputs of this softmax sum to 1."""
     if vertex.kind != "softmax" or not vertex.shape or not hasattr(vertex.node, "_saved_dim"):
         return None
-    axis = int(vertex.node._saved_dim)
-    axis = axis - (1 << 64) if axis >= 1 << 63 else axis  # autograd shows -1 as an unsigned number
-    return axis % len(vertex.shape)
+    return signed(vertex.node._saved_dim) % len(vertex.shape)
 
 
 def crossed_by(product: Vertex) -> Vertex | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from unvanish.torch.probe.graph import Vertex
+from unvanish.torch.probe.saved import signed
 
 _LAYERS = ("linear", "convolution", "recurrent", "attention", "embedding")
 
@@ -27,15 +28,10 @@ def _moved(vertex: Vertex, axis: int, shape: tuple[int, ...]) -> int:
     """Where this axis of its input went."""
     count = len(shape)
     if vertex.stem == "Permute":
-        return [_index(dim, count) for dim in vertex.node._saved_dims].index(axis)
+        return [signed(dim) % count for dim in vertex.node._saved_dims].index(axis)
     if vertex.stem == "Transpose":
-        pair = [_index(dim, count) for dim in (vertex.node._saved_dim0, vertex.node._saved_dim1)]
+        pair = [signed(dim) % count for dim in (vertex.node._saved_dim0, vertex.node._saved_dim1)]
         return pair[1 - pair.index(axis)] if axis in pair else axis
     if axis == count - 1 and vertex.shape and shape and vertex.shape[-1] == shape[-1]:
         return len(vertex.shape) - 1  # counted from the end: samples and time are folded and unfolded before it
     return min(axis, len(vertex.shape) - 1)
-
-
-def _index(dim: int, count: int) -> int:
-    """Autograd shows negative axes as unsigned numbers."""
-    return (dim - (1 << 64) if dim >= 1 << 63 else dim) % count

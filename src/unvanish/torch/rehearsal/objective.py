@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -126,11 +126,18 @@ def check_program(model: nn.Module, loss_fn: Any, objective: Any, optimizer: Any
             "The model has weights on the meta device, which hold no numbers. A diagnosis runs the model. "
             "Call model.to_empty(device='cpu') and initialise it, or build it on a real device."
         )
-    for part in optimizer if isinstance(optimizer, list | tuple) else () if optimizer is None else (optimizer,):
+    if isinstance(optimizer, list | tuple):
+        _check_optimizers(optimizer)
+    elif optimizer is not None:
+        _check_optimizer(optimizer)
+
+
+def _check_optimizers(optimizers: Sequence[Any]) -> None:
+    for part in optimizers:
         _check_optimizer(part)
-    if isinstance(optimizer, list | tuple) and together(optimizer) is None:
+    if together(optimizers) is None:
         raise ValueError(
-            f"optimizer is a list of {len(optimizer)} that cannot step one after another. Expected optimizers of "
+            f"optimizer is a list of {len(optimizers)} that cannot step one after another. Expected optimizers of "
             "different weights, none of them LBFGS, which asks for the loss again. Pass each with its own diagnosis."
         )
 

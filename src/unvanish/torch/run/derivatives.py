@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unvanish.torch.run.by_hand import ByHand
 from unvanish.torch.run.track import Track
 
 
@@ -48,9 +47,7 @@ class Derivatives:
 
     def _moves(self, tracks: Sequence[Track], weights: tuple[Tensor, ...]) -> bool:
         """Without any optimizer: are these the parameters of the call before, and other numbers by now?"""
-        if any(track.name != ByHand.__name__ for track in tracks) or not all(
-            isinstance(w, nn.Parameter) for w in weights
-        ):
+        if not (all(track.by_hand for track in tracks) and all(isinstance(w, nn.Parameter) for w in weights)):
             return False
         before, self._met = self._met, {id(weight): _state(weight) for weight in weights}
         return before.keys() == self._met.keys() and before != self._met

@@ -54,19 +54,20 @@ def _load_container(target: str) -> Program:
     """A folder or a zip file with a ``__main__.py``."""
     full = str(Path(target).absolute())
     spec = importlib.machinery.PathFinder.find_spec("__main__", [full])
-    if spec is None or spec.loader is None:
+    code = _code(spec)
+    if spec is None or code is None:
         raise ValueError(
             f"There is no __main__.py in {target!r}. Expected a training script, or a folder or zip file that "
             "Python can run. Give the path of the script itself."
         )
     main = _main_module(spec.origin or "", spec.loader)
     main.__spec__, main.__package__ = spec, ""
-    return Program(_code(spec), main, target, full)
+    return Program(code, main, target, full)
 
 
-def _code(spec: importlib.machinery.ModuleSpec) -> CodeType:
-    code: CodeType | None = getattr(spec.loader, "get_code", lambda _: None)(spec.name)
-    assert code is not None, "its finder found it"
+def _code(spec: importlib.machinery.ModuleSpec | None) -> CodeType | None:
+    """What a module runs; None of one that is not there, or not of Python."""
+    code: CodeType | None = getattr(spec.loader, "get_code", lambda _: None)(spec.name) if spec is not None else None
     return code
 
 
@@ -80,7 +81,7 @@ def _load_module(name: str) -> Program:
         spec = None
     finally:
         sys.path.pop(0)
-    code = getattr(spec.loader, "get_code", lambda _: None)(spec.name) if spec is not None else None
+    code = _code(spec)
     if spec is None or code is None:
         raise ValueError(
             f"There is no module {name!r} to run. Expected a module or package that `python -m {name}` runs. "

@@ -6,7 +6,8 @@ The loss is built again of the network's output, or else the calls that made it 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -79,6 +80,13 @@ def keep(seen: Seen, optimizers: Sequence[weakref.ref[Optimizer]]) -> Trial | No
     return Trial(work, tuple(optimizers), batch.objective, batch.data, batch.loss)
 
 
+@contextmanager
+def _unnoticed() -> Iterator[None]:
+    """The user's network is run once more, and neither its random numbers nor its words show it."""
+    with preserved_randomness(), torch.enable_grad(), unheard(), unprinted():
+        yield
+
+
 def tried(trial: Trial, flow: Flow, rates: tuple[float, ...] = (), steps: int = 40) -> tuple[Experiment, ...]:
     """Train copies on the first batch with one lever moved each; nothing where its loss came out otherwise.
 
@@ -94,7 +102,7 @@ def tried(trial: Trial, flow: Flow, rates: tuple[float, ...] = (), steps: int = 
     full = _set_rates(optimizer, rates)
     loss = trial.loss or flow.loss
     attempt = Attempt(model, optimizer, trial.objective, [trial.data], steps, loss.floor)
-    with preserved_randomness(), torch.enable_grad(), unheard(), unprinted():
+    with _unnoticed():
         if isinstance(model, Played) and not model.faithful():
             return ()
         made = experiments(model, optimizer, trial.objective, [trial.data], replace(flow, loss=loss), steps)
@@ -109,7 +117,7 @@ def examined(trial: Trial, flow: Flow) -> Flow:
     Samples that read one another, padding that is read, and derivatives that lead nowhere.
     """
     model, how, data = trial.work.model, trial.objective, trial.data
-    with preserved_randomness(), torch.enable_grad(), unheard(), unprinted():
+    with _unnoticed():
         if isinstance(model, Played):
             lost = () if model.tape.derives_inputs or not flow.experiments else lost_histories(model, how, data)
             return replace(flow, cuts=(*flow.cuts, *lost))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unvanish.torch.probe.graph import Vertex
-from unvanish.torch.probe.saved import readable
+from unvanish.torch.probe.saved import readable, signed
 
 _CLASSES = ("cross_entropy", "nll")
 _SCALINGS = ("mul", "div", "neg", "to_copy")  # of a scalar; on anything larger they may be a mask
@@ -43,9 +43,9 @@ class Reading:
 
     @property
     def ignored(self) -> int:
-        """Class index that does not count; autograd shows -100 as an unsigned number."""
-        index = -100 if self.option("ignore_index") is None else int(self.option("ignore_index"))
-        return index - (1 << 64) if index >= 1 << 63 else index
+        """Class index that does not count."""
+        index = self.option("ignore_index")
+        return -100 if index is None else signed(index)
 
 
 _SIGNS = 2  # values of a hinge's targets
